@@ -38,9 +38,10 @@ def import_(
     """
     from caffetools.cli.export import parse_shape
     from caffetools.infer.import_model import import_file
+    from caffetools.infer.sidecar import sidecar_path
     from caffetools.project.config import command
 
-    check_output(out / "deploy.prototxt", out / "weights.caffemodel", force=force)
+    check_output(out / "deploy.prototxt", out / "weights.caffemodel", sidecar_path(out / "deploy.prototxt"), force=force)
     shapes = dict(parse_shape(text) for text in input_shape or [])
     with progress_sink("Importing") as events:
         imported, files = import_file(model, out, target=target, input_shapes=shapes, events=events)

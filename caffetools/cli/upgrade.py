@@ -29,7 +29,8 @@ def upgrade(
     Everything here reads old files as they are; other tools do not. The kind of file is recognized from its content.
     """
     from caffetools.errors import CaffeToolsError
-    from caffetools.infer.sidecar import read_preprocessing, write_preprocessing
+    from caffetools.infer.data_preprocessing import update_preprocessing
+    from caffetools.infer.sidecar import read_preprocessing
     from caffetools.project.config import command
     from caffetools.proto.upgrades.files import upgrade_file
 
@@ -40,8 +41,8 @@ def upgrade(
         return
     check_output(out, force=force, in_place=True)
     done = upgrade_file(prototxt(source), out)
-    if done.kind == "a net" and (known := read_preprocessing(source)) is not None and out.resolve() != source.resolve():
-        write_preprocessing(out, known)
+    if done.kind == "a net" and out.resolve() != source.resolve():
+        update_preprocessing(out, read_preprocessing(source))
     if as_json:
         print_json({"file": str(out), "kind": done.kind, "changed": done.changed})
         return

@@ -15,7 +15,8 @@ import torch
 from caffetools.cancel import CancelToken
 from caffetools.errors import DataError, ModelFileError, did_you_mean
 from caffetools.events import ArtifactWritten, EventSink, ignore, reported, reporter
-from caffetools.infer.sidecar import write_preprocessing
+from caffetools.infer.data_preprocessing import update_preprocessing
+from caffetools.infer.sidecar import preprocessing_files
 from caffetools.layers.base import Shape
 from caffetools.onnx.import_net import TARGETS, Target
 from caffetools.onnx.importer import ImportedNet, import_model
@@ -33,7 +34,9 @@ def import_file(
     events: EventSink = ignore,
     cancel: CancelToken | None = None,
 ) -> tuple[ImportedNet, tuple[Path, Path]]:
-    """Import a model and write ``deploy.prototxt``, ``weights.caffemodel`` and, where it is known, ``deploy.json``.
+    """Import a model and write ``deploy.prototxt``, ``weights.caffemodel`` and, where it is known, ``deploy.json``, all or none.
+
+    A ``deploy.json`` of an earlier net is removed where the model has no preprocessing.
 
     Args:
         model: An ONNX file; an exported program of torch (``.pt2``); or ``module:callable``, a function without arguments that gives
@@ -61,10 +64,12 @@ def import_file(
         source, shapes = _source(model, input_shapes or {})
         imported = import_model(source, target=chosen, input_shapes=shapes, progress=reporter(events, "import", "nodes", token))
         token.raise_if_cancelled("import")
-        files = imported.write(folder)
-        written = [("deploy", files[0]), ("weights", files[1])]
-        if imported.preprocessing is not None:
-            written += [("preprocessing", path) for path in write_preprocessing(files[0], imported.preprocessing)]
+        deploy = Path(folder, "deploy.prototxt")
+        more = preprocessing_files(deploy, imported.preprocessing) if imported.preprocessing is not None else {}
+        files = imported.write(folder, more)
+        if not more:
+            update_preprocessing(deploy, None)
+        written = [("deploy", files[0]), ("weights", files[1]), *(("preprocessing", path) for path in more)]
         for what, path in written:
             events(ArtifactWritten(task="import", path=os.fspath(path), what=what))
     return imported, files

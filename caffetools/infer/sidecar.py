@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from caffetools.errors import DataError
-from caffetools.proto.binary import read_binaryproto, write_binaryproto
+from caffetools.proto.binary import read_binaryproto
+from caffetools.proto.blobs import encode_blob
 from caffetools.results import Preprocessing
-from caffetools.util.files import atomic_write
+from caffetools.util.files import atomic_files
 
 PathLike = str | os.PathLike[str]
 
@@ -29,33 +30,32 @@ def mean_path(deploy: PathLike) -> Path:
     return sidecar_path(deploy).with_suffix(".mean.binaryproto")
 
 
-def write_preprocessing(deploy: PathLike, how: Preprocessing) -> list[Path]:
-    """Write the preprocessing of a deploy prototxt next to it; a mean image becomes a .binaryproto of its own.
+def preprocessing_files(deploy: PathLike, how: Preprocessing) -> dict[Path, bytes]:
+    """Return path → content of the files that describe the preprocessing of a deploy prototxt; a mean image is a .binaryproto of its own.
 
     Args:
         deploy: The deploy prototxt; only its name is used.
         how: Mean, scale, size, channel order and labels.
-
-    Returns:
-        The paths written.
-
-    Raises:
-        RunFailed: A file cannot be written.
     """
-    path = sidecar_path(deploy)
-    written = [path]
+    files: dict[Path, bytes] = {}
     values: dict[str, Any] = {"format": _FORMAT, "channel_order": how.channel_order}
     if how.mean_image is not None:
         mean = mean_path(deploy)
-        write_binaryproto(mean, how.mean_image[np.newaxis])
-        written.append(mean)
+        files[mean] = b"".join(encode_blob(how.mean_image[np.newaxis], legacy=True))
         values["mean_file"] = mean.name
     elif how.mean_values is not None:
         values["mean_values"] = list(how.mean_values)
     values |= {"scale": how.scale, "resize": None if how.resize is None else list(how.resize), "labels": list(how.labels)}
-    with atomic_write(path, "w") as stream:
-        stream.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-    return written
+    return {sidecar_path(deploy): (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode(), **files}
+
+
+def write_preprocessing(deploy: PathLike, how: Preprocessing) -> list[Path]:
+    """Write :func:`preprocessing_files`, all or none; gives their paths. Raises :class:`WriteFailed` where one cannot be written."""
+    files = preprocessing_files(deploy, how)
+    with atomic_files() as write:
+        for path, content in files.items():
+            write(path, content)
+    return list(files)
 
 
 def read_preprocessing(deploy: PathLike) -> Preprocessing | None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from caffetools.errors import CaffeToolsError
 from caffetools.infer.classifier import PreprocessOptions
-from caffetools.infer.sidecar import sidecar_path, write_preprocessing
+from caffetools.infer.sidecar import preprocessing_files, sidecar_path
 from caffetools.results import Preprocessing
-from caffetools.util.files import write_text
+from caffetools.util.files import atomic_files
 from caffetools.zoo.cards import ModelCard, get_card
 from caffetools.zoo.names import is_model
 from caffetools.zoo.networks import KINDS, prototxt_path
@@ -83,6 +83,8 @@ def copy_model(name: str, folder: PathLike, *, force: bool = False) -> list[Path
     if (taken := [path for path in (*texts, sidecar_path(deploy)) if path.exists()]) and not force:
         raise CaffeToolsError("already exists", path=taken[0], hint="give another folder, or --force to replace it")
     # The solver names its net by the file's own name; it is found next to the solver.
-    for path, text in texts.items():
-        write_text(path, text)
-    return [*texts, *write_preprocessing(deploy, card_preprocessing(card))]
+    files = {path: text.encode() for path, text in texts.items()} | preprocessing_files(deploy, card_preprocessing(card))
+    with atomic_files() as write:
+        for path, content in files.items():
+            write(path, content)
+    return list(files)

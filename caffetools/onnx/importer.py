@@ -24,10 +24,12 @@ from caffetools.onnx.import_net import TARGETS, NetWriter, Target, clean_name, f
 from caffetools.onnx.import_patterns import merge_patterns
 from caffetools.onnx.model import load_model
 from caffetools.proto.binary import write_caffemodel
+from caffetools.proto.encoding import encode_text
 from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import TEST
-from caffetools.proto.text import write_prototxt
+from caffetools.proto.text import format_text
 from caffetools.results import Preprocessing
+from caffetools.util.files import atomic_files
 
 PathLike = str | os.PathLike[str]
 Array = NDArray[Any]
@@ -60,16 +62,22 @@ class ImportedNet:
     preprocessing: Preprocessing | None = None
     moved_inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def write(self, folder: PathLike) -> tuple[Path, Path]:
-        """Write ``deploy.prototxt`` and ``weights.caffemodel`` into ``folder``; gives their paths.
+    def write(self, folder: PathLike, more: Mapping[Path, bytes] | None = None) -> tuple[Path, Path]:
+        """Write ``deploy.prototxt`` and ``weights.caffemodel`` into ``folder``, all or none; gives their paths.
+
+        Args:
+            folder: Created if missing.
+            more: Path → content of further files that are written with them.
 
         Raises:
             RunFailed: A file cannot be written.
         """
         deploy, weights = Path(folder, "deploy.prototxt"), Path(folder, "weights.caffemodel")
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        write_caffemodel(weights, self.model)
-        write_prototxt(deploy, self.model.net)
+        with atomic_files() as write:
+            for path, content in {deploy: encode_text(format_text(self.model.net)), **(more or {})}.items():
+                write(path, content)
+            # The others get their names when the weights, the largest, have theirs.
+            write_caffemodel(weights, self.model)
         return deploy, weights
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from caffetools.layers.base import Shape
 from caffetools.onnx.import_graph import Node, pad_amounts, pad_value
 from caffetools.onnx.import_net import NetWriter, importer
 from caffetools.onnx.import_ops.activation import power
@@ -24,22 +25,36 @@ def pad(writer: NetWriter, node: Node) -> None:
     if not any(full):
         writer.alias(node)
         return
-    begin, end = full[: len(shape)], full[len(shape) :]
     blob, mode = writer.blob(node, node.inputs[0]), str(node.attributes.get("mode", "constant"))
-    cuts = [axis for axis in range(len(shape)) if begin[axis] < 0 or end[axis] < 0]
-    if cuts:
-        if len(shape) != 4 or any(begin[:2]) or any(end[:2]) or any(n > 0 for n in full):
-            raise node.error("less than no padding has layers for both axes of maps only, and not together with padding")
-        kept = [(-begin[axis], shape[axis] + begin[axis] + end[axis]) for axis in (2, 3)]
-        crop(writer, node, blob, list(shape[2:]), kept)
-    elif mode == "constant":
-        _constant(writer, node, blob, begin, end, pad_value(node, writer.graph.constants))
+    begin, end = ([max(n, 0) for n in amounts] for amounts in (full[: len(shape)], full[len(shape) :]))
+    if any(n < 0 for n in full):
+        more = any(begin) or any(end)
+        blob, shape = _cut(writer, node, blob, full, last=not more)
+        if not more:
+            return
+        if mode != "constant":
+            raise node.error("less than no padding has layers together with padding of a constant only")
+    if mode == "constant":
+        _constant(writer, node, blob, list(shape), begin, end, pad_value(node, writer.graph.constants))
     else:
         _of_map(writer, node, blob, begin, end, mode)
 
 
-def _constant(writer: NetWriter, node: Node, blob: str, begin: list[int], end: list[int], value: float) -> None:
-    shape = list(writer.shape(node.inputs[0]))
+def _cut(writer: NetWriter, node: Node, blob: str, amounts: list[int], *, last: bool) -> tuple[str, Shape]:
+    """Cut maps where they are padded by less than nothing; gives the blob and its shape."""
+    shape = writer.shape(node.inputs[0])
+    axes = len(shape)
+    less = [(max(-amounts[axis], 0), max(-amounts[axes + axis], 0)) for axis in range(axes)]
+    if axes != 4 or any(map(any, less[:2])):
+        raise node.error("less than no padding has layers for both axes of maps only")
+    kept = [(before, shape[axis] - before - behind) for axis, (before, behind) in enumerate(less) if axis > 1]
+    if any(length < 1 for _, length in kept):
+        raise node.error(f"less than no padding takes more than there is of maps of {shape[2]} x {shape[3]}")
+    blob = crop(writer, node, blob, list(shape[2:]), kept, last=last)
+    return blob, (*shape[:2], *(length for _, length in kept))
+
+
+def _constant(writer: NetWriter, node: Node, blob: str, shape: list[int], begin: list[int], end: list[int], value: float) -> None:
     if len(shape) < 3 or begin[0] or end[0]:
         raise node.error(f"a constant has layers for channels and maps only, not for axes of {len(shape)}")
     if abs(value) > _LARGEST_CONSTANT:
