@@ -190,6 +190,7 @@ def _files(out: Path, to: str, how: ExportOptions, options: PreprocessOptions, p
     """Return the files that will be written; an option that has no effect on them is an error."""
     if to == "onnx":
         return [out]
+    from caffetools.errors import CaffeToolsError
     from caffetools.infer.torch_export import torch_files
 
     kind = _torch_format(to)
@@ -205,7 +206,7 @@ def _files(out: Path, to: str, how: ExportOptions, options: PreprocessOptions, p
         "--dynamic-axes with height or width": bool({"height", "width"} & set(how.dynamic_axes)),
     }
     for option in (option for option, given in only_onnx.items() if given):
-        raise typer.BadParameter(f"{option} is for ONNX files; a {to} file has the net alone", param_hint="--to")
+        raise CaffeToolsError(f"{option} is for ONNX files; a {to} file has the net alone", hint="leave it out")
     return torch_files(out, kind)
 
 
