@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from caffetools.layers.base import Layer, Shape
-from caffetools.layers.blob_storage import BlobStorage, TensorStorage
+from caffetools.layers.blob_storage import BlobStorage
+from caffetools.layers.tensor_storage import TensorStorage
 from caffetools.net.gradients import plan_backward
 from caffetools.net.net import Net
 from caffetools.net.shape_plans import layer_view
@@ -132,6 +133,10 @@ class Step:
             if now.shape != leaf.shape or not torch.equal(now, leaf):
                 return True
         return False
+
+    def bottom_diff(self, index: int, blobs: Mapping[str, BlobStorage]) -> TensorStorage:
+        """Return where the gradient of a bottom is stored: its blob's diff, or the reader's own where several layers read the blob."""
+        return self.reads[index].reader_diffs.get((self.index, index)) or blobs[self.layer.bottoms[index]].diff
 
     def release(self) -> None:
         """Release what the last forward pass kept for going back."""

@@ -7,13 +7,14 @@ first look at one of them, or a change of the weights, computes them all layer b
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from caffetools.layers.blob_storage import TensorStorage, all_deferred_by, watch
+from caffetools.layers.blob_storage import watch
+from caffetools.layers.tensor_storage import TensorStorage, all_deferred_by
 from caffetools.net.net import Net
 from caffetools.net.shape_plans import ShapePlan
 
@@ -28,10 +29,18 @@ class Deferred:
         plan: Its layers for the shapes of the pass.
         inputs: The input blobs of the pass.
         storages: The blobs to compute on demand.
+        join: Called when they have their values: joins the blobs that lie in one memory.
     """
 
-    def __init__(self, net: Net, plan: ShapePlan, inputs: Mapping[str, TensorStorage], storages: Mapping[str, TensorStorage]):
-        self._plan, self._lenders, self._storages = plan, inputs, dict(storages)
+    def __init__(
+        self,
+        net: Net,
+        plan: ShapePlan,
+        inputs: Mapping[str, TensorStorage],
+        storages: Mapping[str, TensorStorage],
+        join: Callable[[], None],
+    ):
+        self._plan, self._lenders, self._storages, self._join = plan, inputs, dict(storages), join
         self._inputs: dict[str, Tensor] = {}
         self._copies: dict[str, Tensor] = {}
         self._borrowed: set[str] = set()
@@ -95,3 +104,4 @@ class Deferred:
             if storage.is_deferred_by(self._settle):
                 # A blob may be a view of an input, as of a Flatten, whose memory the next values are written to.
                 storage.store(blobs[name], self._lenders.values())
+        self._join()

@@ -18,8 +18,9 @@ from torch.nn import Parameter
 
 from caffetools.layers import native_conv
 from caffetools.layers.base import Layer
-from caffetools.layers.blob_storage import Array, exposure, last_exposure
+from caffetools.layers.blob_storage import exposure, last_exposure
 from caffetools.layers.observed import last_observation
+from caffetools.layers.tensor_storage import Array
 from caffetools.net.inference_plan import InferencePlan
 from caffetools.net.inference_run import ShapeChanged
 from caffetools.net.shape_plans import ShapePlan, ShapePlans, is_exclusive, runs_unobserved

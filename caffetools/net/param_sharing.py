@@ -12,7 +12,7 @@ from torch import nn
 
 from caffetools.errors import NetError
 from caffetools.layers.base import Layer, Shape, format_shape
-from caffetools.layers.blob_storage import shares_memory
+from caffetools.layers.tensor_storage import shares_memory
 from caffetools.proto.schema import ParamSpec
 
 Entry = tuple[nn.Parameter, float, float, str, int]

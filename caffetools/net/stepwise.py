@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from caffetools.errors import NetError
 from caffetools.layers.base import Layer, Shape
-from caffetools.layers.blob_storage import BlobStorage, TensorStorage
+from caffetools.layers.blob_storage import BlobStorage
 from caffetools.layers.draws import drawing_ahead
 from caffetools.layers.python import Python
 from caffetools.net.blob_versions import Step, kept_tops, plan_steps
@@ -20,6 +21,7 @@ from caffetools.net.device import float32_products
 from caffetools.net.net import Net
 from caffetools.net.overwriting import gradients_of_overwritten
 from caffetools.net.param_sharing import accumulate, owner_of
+from caffetools.net.shared_blobs import overwrites_seen_blobs, share_after_pass, share_diff_back, share_with_shapes
 from caffetools.proto.schema import TEST
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ class Stepwise:
         self.after_forward: list[Callable[[int], None]] = []
         self.before_backward: list[Callable[[int], None]] = []
         self.after_backward: list[Callable[[int], None]] = []
+        self._share_with_shapes()
         self._set_loss_diffs()
         self._fill_constants()
         self._inner_blobs = self._find_inner_blobs()
@@ -163,6 +166,7 @@ class Stepwise:
                 shapes.update(zip(layer.tops, layer.configure([shapes[bottom] for bottom in layer.bottoms]), strict=True))
         for name, shape in shapes.items():
             self.blobs[name].reshape(shape)
+        self._share_with_shapes()
         self._set_loss_diffs()
 
     def to(self, device: torch.device) -> None:
@@ -183,6 +187,10 @@ class Stepwise:
                     self.blobs[top].data.drop_views()
 
     # ---- forward ----
+
+    def _share_with_shapes(self) -> None:
+        for step in self.steps:
+            share_with_shapes(step, self.blobs)
 
     def settle(self) -> None:
         """Compute the blobs that a fused pass has deferred: the weights are about to change."""
@@ -210,7 +218,8 @@ class Stepwise:
             if name not in inputs:
                 self.blobs[name].data.store(result, owned=True)
         if deferred is None or not deferred.stands_for(plan):
-            deferred = self._deferred = Deferred(self.net, plan, storages, {name: self.blobs[name].data for name in inner})
+            join = partial(share_after_pass, self.steps, self.blobs, frozenset(self.net.outputs))
+            deferred = self._deferred = Deferred(self.net, plan, storages, {name: self.blobs[name].data for name in inner}, join)
         deferred.borrow_inputs()
         return True
 
@@ -219,6 +228,8 @@ class Stepwise:
         if self.net.phase != TEST or any(step.needs_backward for step in self.steps) or self.net.loss_weights:
             return None
         if any(step.layer.IS_DATA and not set(step.layer.tops) <= kept_tops(step.layer, self.blobs) for step in self.steps):
+            return None
+        if overwrites_seen_blobs(self.net):
             return None
         return [name for name in self.blobs if name not in self.net.inputs and name not in self.net.outputs]
 
@@ -236,14 +247,14 @@ class Stepwise:
             step.record(inputs, tops)
         sources = [self.blobs[b].data for b in layer.bottoms]
         for name, top in zip(layer.tops, tops, strict=True):
-            if name not in kept:
+            if name in kept:
+                continue
+            if layer.shares_data():
+                self.blobs[name].data.share(sources[0], tuple(top.shape), top)
+            else:
                 self.blobs[name].data.store(top.to(self.device), sources)
         if layer.KEEPS_IN_DIFF:
-            self._bottom_diff(step, 0).store(layer.kept_in_diff(*(x.detach() for x in inputs)))
-        overwriting = self.net.overwriting.get(step.index)
-        for name in overwriting.also if overwriting is not None else ():
-            # A blob of the same memory under another shape, as before a Flatten.
-            self.blobs[name].data.store(tops[0].reshape(self.blobs[name].shape), [*sources, self.blobs[layer.tops[0]].data])
+            step.bottom_diff(0, self.blobs).store(layer.kept_in_diff(*(x.detach() for x in inputs)))
 
     def _configure(self, step: Step) -> None:
         """Run the layer's shape rule where its bottoms have other shapes than when it last ran."""
@@ -251,6 +262,7 @@ class Stepwise:
         shapes: list[Shape] = [self.blobs[b].shape for b in layer.bottoms]
         if not layer.IS_DATA and shapes != list(map(tuple, layer.bottom_shapes)):
             layer.configure(shapes)
+        share_with_shapes(step, self.blobs)
 
     def _compute(self, step: Step, inputs: Sequence[Tensor], *, record: bool) -> tuple[Tensor, ...]:
         layer = step.layer
@@ -306,12 +318,11 @@ class Stepwise:
             if version.sums_diffs:
                 self.blobs[version.blob].diff.store(version.sum_of_diffs(self.blobs[version.blob].shape).to(self.device))
 
-    def _bottom_diff(self, step: Step, index: int) -> TensorStorage:
-        """Return where the gradient of a bottom is stored: its blob's diff, or the reader's own where several layers read the blob."""
-        return step.reads[index].reader_diffs.get((step.index, index)) or self.blobs[step.layer.bottoms[index]].diff
-
     def _backward_step(self, step: Step, *, keep: bool) -> None:
         layer = step.layer
+        if layer.shares_diff() and share_diff_back(step, self.blobs):
+            step.release()
+            return
         if isinstance(layer, Python) and (step.inputs is None or step.bottoms_changed(self.blobs)):
             self._backward_python(step, layer)
             return
@@ -346,7 +357,7 @@ class Stepwise:
     def _backward_from_diff(self, step: Step) -> None:
         """Run the backward pass of a layer that reads what its forward pass kept in the bottom's diff, or what is there now."""
         bottoms = [self.blobs[name].data.value() for name in step.layer.bottoms]
-        kept, top = self._bottom_diff(step, 0), self.blobs[step.layer.tops[0]]
+        kept, top = step.bottom_diff(0, self.blobs), self.blobs[step.layer.tops[0]]
         kept.reshape(tuple(bottoms[0].shape))
         found = step.layer.gradient_from_diff(kept.value(), bottoms, top.diff.value())
         kept.store(found)
@@ -446,7 +457,7 @@ class Stepwise:
         for index, leaf, gradient in zip(wanted, leaves, gradients, strict=True):
             if gradient is None:
                 gradient = torch.zeros_like(leaf, requires_grad=False)
-            self._bottom_diff(step, index).store(gradient.to(self.device), tops)
+            step.bottom_diff(index, self.blobs).store(gradient.to(self.device), tops)
 
     def _leave_diff(self, step: Step) -> None:
         """Store what Caffe's backward pass leaves in the first bottom's diff, where nothing asks for that."""
@@ -456,7 +467,7 @@ class Stepwise:
             diff.reshape(self.blobs[layer.tops[0]].shape)
             left = layer.left_in_diff(self.blobs[layer.bottoms[0]].data.value(), diff.value())
             if left is not None:
-                self._bottom_diff(step, 0).store(left)
+                step.bottom_diff(0, self.blobs).store(left)
 
     def _learned(self, layer: Layer) -> list[nn.Parameter]:
         """Return the parameters to compute gradients of: those that learn, or with force_backward all that could, as in Caffe."""

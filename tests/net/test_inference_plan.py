@@ -309,21 +309,26 @@ def test_inner_blobs_of_a_fused_pass_are_there_when_looked_at() -> None:
     same_blobs(fused, plain)
 
 
-def test_an_inner_blob_that_is_a_view_of_an_input_keeps_the_values_of_its_pass() -> None:
+def test_an_inner_blob_of_the_memory_of_an_input_changes_with_it_and_what_follows_keeps_the_values_of_the_pass() -> None:
     text = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 } } }'
     text += 'layer { name: "flat" type: "Flatten" bottom: "data" top: "flat" }'
-    text += 'layer { name: "ip" type: "InnerProduct" bottom: "flat" top: "ip" inner_product_param { num_output: 5 } }'
+    text += 'layer { name: "ip" type: "InnerProduct" bottom: "flat" top: "ip" inner_product_param { num_output: 5 weight_filler { type: "gaussian" std: 1 } } }'
     run = Stepwise(Net(parse(text, NetParameter)))
     run.blobs["data"].data_array()[...] = 1
     for value in (2, 3):
         run.forward()
         run.blobs["data"].data_array()[...] = value
-        if value == 3:
-            assert (run.blobs["flat"].data_array() == 2).all()
+        if value == 2:
+            made = run.blobs["ip"].data_array().copy()
+        else:
+            assert (run.blobs["flat"].data_array() == 3).all()
     run.forward()
+    assert not np.array_equal(run.blobs["ip"].data_array(), made)
+    made = run.blobs["ip"].data_array().copy()
     run.blobs["flat"].data.value()
     run.blobs["data"].data_array()[...] = 7
-    assert (run.blobs["flat"].data_array() == 3).all()
+    assert (run.blobs["flat"].data_array() == 7).all()
+    assert np.array_equal(run.blobs["ip"].data_array(), made)
 
 
 @pytest.mark.parametrize("blob", ["data", "mvn"])

@@ -285,7 +285,7 @@ def test_an_array_that_is_alive_remains_the_blobs_memory_and_others_cost_nothing
     assert not run.blobs["c"].data.has_live_view
 
 
-def test_editing_one_blob_leaves_blobs_alone_that_the_engine_made_as_views_of_it() -> None:
+def test_editing_one_blob_leaves_blobs_alone_that_only_the_engine_made_as_views_of_it() -> None:
     run = run_of(conv("a", "data") + layer("drop", "Dropout", ["a"], "drop") + layer("flat", "Flatten", ["a"], "flat"), TEST)
     run.feed({"data": noise(2, 3, 6, 6)})
     run.forward()
@@ -294,7 +294,7 @@ def test_editing_one_blob_leaves_blobs_alone_that_the_engine_made_as_views_of_it
         run.blobs["a"].data.array()[...] = -7
         # The plan's kernel and the layer's own round differently.
         np.testing.assert_allclose(run.blobs["drop"].data.array(), value, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(run.blobs["flat"].data.array(), value.reshape(2, -1), rtol=1e-5, atol=1e-6)
+        assert (run.blobs["flat"].data.array() == -7).all()  # in Caffe it has the memory of 'a'
         run.forward()
         run.forward(start=2)
 

@@ -1,0 +1,79 @@
+"""Blobs that lie in one memory: those before and after a Flatten, Reshape or Split, as Caffe's ``ShareData`` and ``ShareDiff`` join them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+
+from caffetools.layers.blob_storage import BlobStorage
+from caffetools.net.blob_versions import Step
+from caffetools.net.net import Net
+
+Blobs = Mapping[str, BlobStorage]
+
+
+def share_with_shapes(step: Step, blobs: Blobs) -> None:
+    """Join the blobs of a layer that does so when it gets its shapes (Reshape).
+
+    Where several layers read the bottom, the layer has the bottom of Caffe's Split, which shares no data before its forward pass.
+
+    Args:
+        step: The layer, as configured for its bottoms.
+        blobs: The blobs by name.
+    """
+    layer = step.layer
+    if not (layer.SHARES_FROM_SETUP and layer.shares_memory()):
+        return
+    bottom, top = blobs[layer.bottoms[0]], blobs[layer.tops[0]]
+    shape = layer.top_shapes[0]
+    if math.prod(shape) != math.prod(bottom.shape):
+        return
+    if not step.reads[0].reader_diffs:
+        top.data.share(bottom.data, shape)
+    diff = step.bottom_diff(0, blobs)
+    diff.reshape(bottom.shape)
+    top.diff.share(diff, shape)
+
+
+def share_diff_back(step: Step, blobs: Blobs) -> bool:
+    """Run the backward pass of a layer whose bottom and top have one diff; return whether that could be done.
+
+    Args:
+        step: The layer.
+        blobs: The blobs by name.
+    """
+    bottom, top = blobs[step.layer.bottoms[0]], blobs[step.layer.tops[0]]
+    if math.prod(top.shape) != math.prod(bottom.shape):
+        return False
+    if step.needs[0]:
+        top.diff.reshape(top.shape)
+        diff = step.bottom_diff(0, blobs)
+        diff.reshape(bottom.shape)
+        diff.share(top.diff, bottom.shape)
+    return True
+
+
+def share_after_pass(steps: Sequence[Step], blobs: Blobs, stored: Collection[str]) -> None:
+    """Join the blobs of all layers that share data, after a forward pass that stored them apart.
+
+    Args:
+        steps: The layers of the pass.
+        blobs: The blobs by name.
+        stored: Blobs whose values are of the pass, or were edited since; the others were computed just now, layer by layer.
+    """
+    for step in steps:
+        if step.layer.shares_data():
+            bottom = blobs[step.layer.bottoms[0]].data
+            for name in step.layer.tops:
+                top = blobs[name].data
+                if math.prod(top.shape) == math.prod(bottom.shape):
+                    top.share(bottom, top.shape, keep=name in stored or step.covered)
+
+
+def overwrites_seen_blobs(net: Net) -> bool:
+    """Return whether a layer in place behind a Flatten overwrites an input of ``net``, or a blob that a later layer reads."""
+    for index, plan in net.overwriting.items():
+        seen = {*net.inputs, *(bottom for layer in net.layers[index + 1 :] for bottom in layer.bottoms)}
+        if not seen.isdisjoint(plan.also):
+            return True
+    return False

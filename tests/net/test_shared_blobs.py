@@ -1,0 +1,178 @@
+"""Blobs that Caffe gives one memory: what is written to one is in the others. Expected values: what Caffe itself gives for these nets."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+from caffetools.layers.tensor_storage import TensorStorage
+from caffetools.net.net import Net
+from caffetools.net.stepwise import Stepwise
+from caffetools.proto.schema import NetParameter
+from caffetools.proto.text import parse
+
+DATA = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 1 dim: 2 } } }'
+A = DATA + ' layer { name: "a" type: "Power" bottom: "data" top: "a" power_param { scale: 2 } }'
+RESHAPE = ' layer { name: "b" type: "Reshape" bottom: "a" top: "b" reshape_param { shape { dim: 0 dim: -1 } } }'
+FLATTEN = ' layer { name: "b" type: "Flatten" bottom: "a" top: "b" }'
+C = ' layer { name: "c" type: "Power" bottom: "b" top: "c" power_param { scale: 3 } }'
+FORCE = "force_backward: true "
+
+
+def run_of(text: str) -> Stepwise:
+    return Stepwise(Net(parse(text, NetParameter)))
+
+
+def put(run: Stepwise, name: str, value: float, *, diff: bool = False) -> None:
+    blob = run.blobs[name]
+    (blob.diff_array() if diff else blob.data_array())[...] = value
+
+
+def get(run: Stepwise, name: str, *, diff: bool = False) -> float:
+    blob = run.blobs[name]
+    values = blob.diff_array() if diff else blob.data_array()
+    assert values.shape == blob.shape
+    assert (values == values.flat[0]).all()
+    return float(values.flat[0])
+
+
+def data_and_diffs(run: Stepwise) -> list[float | tuple[float, ...]]:
+    """Edit and run one of the nets A + RESHAPE + C, A + FLATTEN + C; return what is read in between."""
+    seen: list[float | tuple[float, ...]] = []
+    put(run, "a", 4)
+    put(run, "a", 6, diff=True)
+    seen += [get(run, "b"), get(run, "b", diff=True)]
+    put(run, "data", 1)
+    run.forward()
+    seen.append((get(run, "a"), get(run, "b"), get(run, "c")))
+    put(run, "b", 9)
+    seen.append(get(run, "a"))
+    put(run, "a", 8)
+    seen.append((get(run, "b"), get(run, "c")))
+    run.forward(start=3)
+    seen.append(get(run, "c"))
+    put(run, "c", 1, diff=True)
+    run.backward()
+    seen.append((get(run, "b", diff=True), get(run, "a", diff=True), get(run, "data", diff=True)))
+    put(run, "b", 7, diff=True)
+    seen.append(get(run, "a", diff=True))
+    run.forward(end=1)
+    seen.append(get(run, "b"))
+    put(run, "data", 5)
+    run.forward()
+    seen.append((get(run, "a"), get(run, "b"), get(run, "c")))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("text", "before_any_pass", "after_backward"),
+    [
+        (A + RESHAPE + C, [4, 6], [(6, 6, 0), 7]),
+        (FORCE + A + RESHAPE + C, [4, 6], [(3, 3, 6), 7]),
+        (A + FLATTEN + C, [0, 0], [(0, 6, 0), 6]),
+        (FORCE + A + FLATTEN + C, [0, 0], [(3, 3, 6), 7]),
+    ],
+)
+def test_reshape_and_flatten_share_data_and_diff_with_their_bottom(
+    text: str, before_any_pass: list[float], after_backward: list[float]
+) -> None:
+    expected = [*before_any_pass, (2, 2, 6), 9, (8, 6), 24, *after_backward, 2, (10, 10, 30)]
+    assert data_and_diffs(run_of(text)) == expected
+
+
+@pytest.mark.parametrize(("force", "diffs"), [("", (0, 1, 0)), (FORCE, (3, 3, 0))])
+def test_a_split_layers_tops_share_its_bottoms_data_and_not_its_diff(force: str, diffs: tuple[float, ...]) -> None:
+    split = ' layer { name: "s" type: "Split" bottom: "a" top: "b" top: "d" }'
+    run = run_of(force + A + split + C)
+    put(run, "a", 4)
+    assert get(run, "b") == 0
+    put(run, "data", 1)
+    run.forward()
+    put(run, "d", 6)
+    assert (get(run, "a"), get(run, "b"), get(run, "c")) == (6, 6, 6)
+    put(run, "b", 1, diff=True)
+    assert (get(run, "d", diff=True), get(run, "a", diff=True)) == (0, 0)
+    run.forward(start=2)
+    assert get(run, "c") == 18
+    put(run, "c", 1, diff=True)
+    run.backward()
+    assert (get(run, "a", diff=True), get(run, "b", diff=True), get(run, "d", diff=True)) == diffs
+
+
+@pytest.mark.parametrize("kind", ["Concat", "Slice"])
+def test_concat_and_slice_of_one_blob_share_from_their_setup_on(kind: str) -> None:
+    run = run_of(FORCE + A + f' layer {{ name: "b" type: "{kind}" bottom: "a" top: "b" }}' + C)
+    put(run, "a", 4)
+    put(run, "b", 3, diff=True)
+    assert (get(run, "b"), get(run, "a", diff=True)) == (4, 3)
+
+
+def test_a_layer_in_place_behind_flatten_overwrites_an_input() -> None:
+    run = run_of(DATA + FLATTEN.replace('"a"', '"data"') + ' layer { name: "r" type: "ReLU" bottom: "b" top: "b" }' + C)
+    put(run, "data", -2)
+    run.forward()
+    assert (get(run, "data"), get(run, "b"), get(run, "c")) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("force", ["", FORCE])
+def test_a_later_reader_of_the_flattened_blob_sees_what_a_layer_in_place_left_there(force: str) -> None:
+    last = ' layer { name: "x" type: "Power" bottom: "a" top: "x" power_param { scale: 5 } }'
+    run = run_of(force + A + FLATTEN + ' layer { name: "r" type: "ReLU" bottom: "b" top: "b" }' + C + last)
+    put(run, "data", -2)
+    run.forward()
+    assert (get(run, "a"), get(run, "b"), get(run, "x")) == (0, 0, 0)
+
+
+def test_an_array_taken_before_the_memories_are_joined_remains_live() -> None:
+    run = run_of(A + FLATTEN + C)
+    early = run.blobs["b"].data_array()
+    put(run, "data", 1)
+    run.forward()
+    assert (early == 2).all()
+    early[...] = 9
+    assert get(run, "a") == 9
+
+
+def test_another_number_of_values_parts_the_memories_until_the_next_pass() -> None:
+    run = run_of(A + FLATTEN + C)
+    put(run, "data", 1)
+    run.forward()
+    run.blobs["data"].reshape((4, 3, 1, 2))
+    put(run, "data", 3)
+    run.forward()
+    put(run, "b", 5)
+    assert run.blobs["b"].shape == (4, 6)
+    assert get(run, "a") == 5
+
+
+def test_channels_last_values_are_read_and_written_under_both_shapes() -> None:
+    first = TensorStorage((2, 3, 4, 5))
+    values = torch.arange(120.0).reshape(2, 3, 4, 5)
+    flat = TensorStorage((2, 60))
+    flat.share(first, (2, 60))
+    first.store(values.to(memory_format=torch.channels_last))
+    assert torch.equal(flat.value(), values.reshape(2, 60))
+    flat.write(values.reshape(2, 60) + 1)
+    assert torch.equal(first.value(), values + 1)
+    first.store((values + 2).to(memory_format=torch.channels_last))
+    array = flat.array()
+    first.array()[0, 0, 0, 0] = -1
+    assert array[0, 0] == -1
+    assert np.shares_memory(array, first.array())
+
+
+def test_shared_storages_are_released_without_a_garbage_collection() -> None:
+    gc.disable()
+    try:
+        first, second = TensorStorage((2, 3)), TensorStorage((6,))
+        second.share(first, (6,))
+        first.array()
+        gone = weakref.ref(first)
+        del first, second
+        assert gone() is None
+    finally:
+        gc.enable()
