@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -66,14 +67,17 @@ def forward_backward_all(net: BatchedNet, blobs: list[str], diffs: list[str], va
         net: The net.
         blobs: Names of further blobs whose data to return.
         diffs: Names of further blobs whose diffs to return.
-        values: Values of inputs, and diffs of outputs, by name.
+        values: Values of inputs, and diffs of outputs, by name. Where inputs and diffs differ in length, the net keeps what it has for the
+            batches that the shorter ones lack.
 
     Returns:
         Copies of data and of diffs, by name.
 
     Raises:
-        NetError: A name is neither an input nor an output of the net, or lengths differ.
+        NetError: A name is neither an input nor an output of the net, lengths of inputs or of diffs differ, or there are no values.
     """
+    if not values:
+        raise _nothing_given(net)
     unknown = [name for name in values if name not in (*net.inputs, *net.outputs)]
     if unknown:
         raise NetError(f"the net '{net.name}' has no input or output {', '.join(unknown)}")
@@ -81,18 +85,26 @@ def forward_backward_all(net: BatchedNet, blobs: list[str], diffs: list[str], va
     tops = {name: values[name] for name in values if name not in net.inputs}
     data: dict[str, list[Any]] = {}
     gradients: dict[str, list[Any]] = {}
-    top_batches = batches_of(net, tops) if tops else None
-    for batch in batches_of(net, inputs):
+    # Caffe runs the batches of the longer of the two; for the others the net keeps the values or diffs that it has.
+    batches: Iterator[tuple[Arrays, Arrays]] = itertools.zip_longest(
+        _batches_or_none(net, inputs), _batches_or_none(net, tops), fillvalue={}
+    )
+    for batch, top_diffs in batches:
         _collect(data, net.forward(blobs, None, None, **batch))
-        _collect(gradients, net.backward(diffs, None, None, **(next(top_batches) if top_batches else {})))
-    total, size = _length(inputs), _batch_size(net, inputs)
+        _collect(gradients, net.backward(diffs, None, None, **top_diffs))
+    longest = max((inputs, tops), key=lambda given: _length(given) if given else 0)
+    total, size = _length(longest), _batch_size(net, longest)
     return _joined(data, total, size), _joined(gradients, total, size)
+
+
+def _batches_or_none(net: BatchedNet, values: Mapping[str, Any]) -> Iterator[Arrays]:
+    return batches_of(net, values) if values else iter(())
 
 
 def batches_of(net: BatchedNet, inputs: Mapping[str, Sequence[Any]]) -> Iterator[Arrays]:
     """Yield ``inputs``, arrays (items, …), in batches of the net's size, the last one padded with zeros. Raises :class:`NetError` without any."""
     if not inputs:
-        raise NetError(f"the net '{net.name}' is given no values to run")
+        raise _nothing_given(net)
     size = _batch_size(net, inputs)
     for start in range(0, _length(inputs), size):
         batch = {}
@@ -101,6 +113,10 @@ def batches_of(net: BatchedNet, inputs: Mapping[str, Sequence[Any]]) -> Iterator
             missing = size - len(part)
             batch[name] = np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)]) if missing else part
         yield batch
+
+
+def _nothing_given(net: BatchedNet) -> NetError:
+    return NetError(f"the net '{net.name}' is given no values to run")
 
 
 def _length(inputs: Mapping[str, Any]) -> int:

@@ -85,16 +85,17 @@ class Detector(Net):
     def configure_crop(self, context_pad: int | None) -> None:
         """Set the context of :meth:`crop`, and the mean that fills a window outside of the picture."""
         source, transformer = self.inputs[0], self.transformer
-        back = np.argsort(transformer.transpose[source])
+        order = transformer.transpose.get(source)
+        back = np.arange(3) if order is None else np.argsort(order)
         self.crop_dims = np.array(self.blobs[source].shape[1:])[back]
         self.context_pad = context_pad
         mean: Any = np.zeros(self.crop_dims, np.float32)
-        if context_pad and source in transformer.mean:
-            mean = transformer.mean[source].transpose(back)
-            if source in transformer.channel_swap:
-                mean = mean[:, :, np.argsort(transformer.channel_swap[source])]
-            if source in transformer.raw_scale:
-                mean = mean / transformer.raw_scale[source]
+        if context_pad and (known := transformer.mean.get(source)) is not None:
+            mean = known.transpose(back)
+            if (swap := transformer.channel_swap.get(source)) is not None:
+                mean = mean[:, :, np.argsort(swap)]
+            if (scale := transformer.raw_scale.get(source)) is not None:
+                mean = mean / scale
         self.crop_mean = mean
 
     def crop(self, im: NDArray[Any], window: Window) -> NDArray[np.float32]:

@@ -18,19 +18,19 @@ Array = NDArray[np.float32]
 class Transformer:
     """Preprocess pictures (H, W, C) to inputs (C, H, W): resize, transpose, swap channels, scale, subtract the mean, scale.
 
-    Every setting is per input; steps that are not set are left out.
+    Every setting is per input; steps that are not set, or are None, are left out.
 
     Args:
         inputs: Input name → its blob's shape (N, C, H, W).
     """
 
     def __init__(self, inputs: Mapping[str, Sequence[int]]):
-        self.inputs = {name: tuple(shape) for name, shape in inputs.items()}
-        self.transpose: dict[str, tuple[int, ...]] = {}
-        self.channel_swap: dict[str, tuple[int, ...]] = {}
-        self.raw_scale: dict[str, float] = {}
-        self.mean: dict[str, NDArray[Any]] = {}
-        self.input_scale: dict[str, float] = {}
+        self.inputs = inputs  # the caller's own, as in Caffe: a name that is entered there later is known
+        self.transpose: dict[str, Sequence[int] | None] = {}
+        self.channel_swap: dict[str, Sequence[int] | None] = {}
+        self.raw_scale: dict[str, float | None] = {}
+        self.mean: dict[str, NDArray[Any] | None] = {}
+        self.input_scale: dict[str, float | None] = {}
 
     def preprocess(self, in_: str, data: NDArray[Any]) -> Array:
         """Preprocess one picture.
@@ -47,20 +47,20 @@ class Transformer:
         """
         self._known(in_)
         values: Any = data.astype(np.float32)
-        size = self.inputs[in_][2:]
+        size = self._shape(in_)[2:]
         if values.shape[:2] != size:
             values = resize_image(values, size)
-        if in_ in self.transpose:
-            values = values.transpose(self.transpose[in_])
-        if in_ in self.channel_swap:
-            values = values[np.array(self.channel_swap[in_]), :, :]
+        if (order := self.transpose.get(in_)) is not None:
+            values = values.transpose(order)
+        if (order := self.channel_swap.get(in_)) is not None:
+            values = values[np.array(order), :, :]
         values = np.array(values, order="K")
-        if in_ in self.raw_scale:
-            values *= self.raw_scale[in_]
-        if in_ in self.mean:
-            values -= self.mean[in_]
-        if in_ in self.input_scale:
-            values *= self.input_scale[in_]
+        if (scale := self.raw_scale.get(in_)) is not None:
+            values *= scale
+        if (mean := self.mean.get(in_)) is not None:
+            values -= mean
+        if (scale := self.input_scale.get(in_)) is not None:
+            values *= scale
         result: Array = values
         return result
 
@@ -79,31 +79,31 @@ class Transformer:
         """
         self._known(in_)
         values: Any = np.array(data.squeeze(), np.float32)
-        if in_ in self.input_scale:
-            values /= self.input_scale[in_]
-        if in_ in self.mean:
-            values += self.mean[in_]
-        if in_ in self.raw_scale:
-            values /= self.raw_scale[in_]
-        if in_ in self.channel_swap:
-            values = values[np.argsort(self.channel_swap[in_]), :, :]
-        if in_ in self.transpose:
-            values = values.transpose(np.argsort(self.transpose[in_]))
+        if (scale := self.input_scale.get(in_)) is not None:
+            values /= scale
+        if (mean := self.mean.get(in_)) is not None:
+            values += mean
+        if (scale := self.raw_scale.get(in_)) is not None:
+            values /= scale
+        if (order := self.channel_swap.get(in_)) is not None:
+            values = values[np.argsort(order), :, :]
+        if (order := self.transpose.get(in_)) is not None:
+            values = values.transpose(np.argsort(order))
         result: Array = values
         return result
 
     def set_transpose(self, in_: str, order: Sequence[int]) -> None:
         """Set the order of the axes of (H, W, C): (2, 0, 1) for Caffe's inputs. Raises :class:`DataError` for another number of axes."""
         self._known(in_)
-        if len(order) != len(self.inputs[in_]) - 1:
-            raise _error(f"input '{in_}' has {len(self.inputs[in_]) - 1} axes a picture, so transpose needs as many, not {len(order)}")
+        if len(order) != (axes := len(self._shape(in_)) - 1):
+            raise _error(f"input '{in_}' has {axes} axes a picture, so transpose needs as many, not {len(order)}")
         self.transpose[in_] = tuple(order)
 
     def set_channel_swap(self, in_: str, order: Sequence[int]) -> None:
         """Set the order of the channels: (2, 1, 0) from RGB to BGR. Raises :class:`DataError` for another number of channels."""
         self._known(in_)
-        if len(order) != self.inputs[in_][1]:
-            raise _error(f"input '{in_}' has {self.inputs[in_][1]} channels, so channel_swap needs as many, not {len(order)}")
+        if len(order) != (channels := self._shape(in_)[1]):
+            raise _error(f"input '{in_}' has {channels} channels, so channel_swap needs as many, not {len(order)}")
         self.channel_swap[in_] = tuple(order)
 
     def set_raw_scale(self, in_: str, scale: float) -> None:
@@ -122,7 +122,7 @@ class Transformer:
             DataError: Its shape does not fit the input.
         """
         self._known(in_)
-        channels, *size = self.inputs[in_][1:]
+        channels, *size = self._shape(in_)[1:]
         if mean.ndim == 1:
             if mean.shape[0] != channels:
                 raise _error(f"input '{in_}' has {channels} channels, the mean {mean.shape[0]}")
@@ -139,6 +139,9 @@ class Transformer:
         """Set the factor after the mean was subtracted."""
         self._known(in_)
         self.input_scale[in_] = scale
+
+    def _shape(self, in_: str) -> tuple[int, ...]:
+        return tuple(self.inputs[in_])
 
     def _known(self, in_: str) -> None:
         if in_ not in self.inputs:

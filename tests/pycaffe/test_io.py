@@ -158,3 +158,19 @@ def test_a_detector_crops_windows_with_context_as_caffes_does(window: list[float
     Net(files[0], TEST).save(files[1])
     detector = Detector(*files, mean=mean, raw_scale=255, context_pad=1)
     close(np.asarray(detector.crop(picture, np.array(window))).ravel()[::13], np.array(expected, np.float32), 2e-5)
+
+
+def test_a_transformer_takes_the_inputs_as_they_are_and_settings_that_are_none() -> None:
+    not_shapes: list[Any] = [None, ["data"]]
+    for inputs in not_shapes:
+        io.Transformer(inputs)
+    shapes = {"data": [1, 3, 4, 5]}
+    transformer = io.Transformer(shapes)
+    shapes["other"] = [1, 3, 2, 2]
+    transformer.set_raw_scale("other", 2)
+    picture = np.ones((2, 2, 3), np.float32)
+    assert (transformer.preprocess("other", picture) == 2).all()
+    transformer.raw_scale["other"] = None
+    transformer.mean["other"] = None
+    assert (transformer.preprocess("other", picture) == 1).all()
+    assert (transformer.deprocess("other", picture) == 1).all()

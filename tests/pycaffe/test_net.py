@@ -309,3 +309,31 @@ def test_a_blob_takes_integers_for_its_shape(deploy: Net) -> None:
     for wrong in ((2.5, 3), ("2", 3), ([2, 3],)):
         with pytest.raises(TypeError, match="integers"):
             blob.reshape(*wrong)
+
+
+@pytest.mark.parametrize(("items", "diffs_given"), [(12, 4), (4, 12), (12, 0), (0, 6), (9, 5)])
+def test_forward_backward_all_runs_the_batches_of_the_longer_and_keeps_what_the_net_has_for_the_shorter(
+    items: int, diffs_given: int, write: Write
+) -> None:
+    weights = Net(write("forced.prototxt", "force_backward: true\n" + DEPLOY), TEST)
+
+    def net() -> Net:
+        made = Net(write("forced.prototxt", "force_backward: true\n" + DEPLOY), TEST)
+        made.share_with(weights)
+        made.forward(data=pictures()[::-1])
+        made.blobs["prob"].diff[...] = 0.5
+        return made
+
+    def part(values: NDArray[np.float32], start: int) -> NDArray[np.float32]:
+        batch = values[start : start + 4]
+        return np.concatenate([batch, np.zeros((4 - len(batch), *batch.shape[1:]), np.float32)])
+
+    x, top = pictures(items), np.random.RandomState(2).randn(diffs_given, 7).astype(np.float32)
+    given = {name: values for name, values in (("data", x), ("prob", top)) if len(values)}
+    outs, diffs = net().forward_backward_all(**given)
+    by_hand, rows, gradients = net(), [], []
+    for start in range(0, max(items, diffs_given), 4):
+        rows.append(by_hand.forward(**({"data": part(x, start)} if start < items else {}))["prob"].copy())
+        gradients.append(by_hand.backward(**({"prob": part(top, start)} if start < diffs_given else {}))["data"].copy())
+    np.testing.assert_array_equal(outs["prob"], np.concatenate(rows)[: max(items, diffs_given)])
+    np.testing.assert_array_equal(diffs["data"], np.concatenate(gradients)[: max(items, diffs_given)])
