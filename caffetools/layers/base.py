@@ -157,8 +157,8 @@ class Layer(ObservedModule):
     BACKWARD_READS_RESULT: ClassVar[bool] = False
     # Whether Caffe refuses the layer where its top is its bottom too, or writes there before it has read all that it computes from.
     IN_PLACE: ClassVar[Literal["", "refused", "overwrites"]] = ""
-    # Whether the top and the bottom that share memory do so as soon as they have their shapes (Reshape), not from the passes on (Flatten).
-    SHARES_FROM_SETUP: ClassVar[bool] = False
+    # Where shares_memory(): data and diff from the passes on (Flatten), or from the shapes on (Reshape); "data": that of any number of tops (Split).
+    SHARES: ClassVar[Literal["passes", "shapes", "data"]] = "passes"
     # The layer reads fields that no schema has (a plugin's, with proto.unknown.unknown_fields); others can't be run with them.
     READS_UNKNOWN: ClassVar[bool] = False
     # Fields that forks add to BVLC Caffe's own messages, and that this layer honours; others must not be given.
@@ -365,14 +365,6 @@ class Layer(ObservedModule):
     def shares_memory(self) -> bool:
         """Return whether Caffe gives the one top the memory of the one bottom, also where they have two names (``ShareData``)."""
         return False
-
-    def shares_data(self) -> bool:
-        """Return whether after a forward pass Caffe's tops all lie in the memory of the one bottom: what is written to one blob is in the others."""
-        return self.shares_memory()
-
-    def shares_diff(self) -> bool:
-        """Return whether in Caffe the diffs of the one top and the one bottom lie in one memory."""
-        return self.shares_memory()
 
     def backward_reads_top(self) -> bool:
         """Return whether Caffe's backward pass computes from the top as it is then, with the settings of this layer."""

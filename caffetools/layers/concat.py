@@ -21,7 +21,7 @@ class Concat(Layer):
 
     TRAITS = Traits(role="concat", half=True)
     BOTTOMS = (1, None)
-    SHARES_FROM_SETUP = True
+    SHARES = "shapes"
 
     def shares_memory(self) -> bool:
         return len(self.bottoms) == len(self.tops) == 1
@@ -61,7 +61,7 @@ class Slice(Layer):
 
     TRAITS = Traits(role="slice", settings="slice_param", half=True)
     TOPS = (1, None)
-    SHARES_FROM_SETUP = True
+    SHARES = "shapes"
 
     def shares_memory(self) -> bool:
         return len(self.bottoms) == len(self.tops) == 1
@@ -113,16 +113,11 @@ class Split(Layer):
 
     TRAITS = Traits(role="split", channels="kept", half=True, coordinates="same")
     IN_PLACE = "refused"
+    SHARES = "data"
     TOPS = (1, None)
 
     def shares_memory(self) -> bool:
         return len(self.bottoms) == len(self.tops) == 1
-
-    def shares_data(self) -> bool:
-        return True
-
-    def shares_diff(self) -> bool:
-        return False  # the bottom's is the sum of theirs, a copy with one
 
     def setup(self, bottoms: Shapes) -> Shapes:
         return [bottoms[0]] * len(self.tops)

@@ -61,7 +61,7 @@ class Reshape(Rearranging):
 
     TRAITS = Traits(role="reshape", settings="reshape_param", channels="reshaped", half=True)
     IN_PLACE = "refused"
-    SHARES_FROM_SETUP = True
+    SHARES = "shapes"
 
     def setup(self, bottoms: Shapes) -> Shapes:
         shape, param = bottoms[0], self.param.reshape_param

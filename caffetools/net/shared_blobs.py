@@ -5,11 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 
+from caffetools.layers.base import Layer
 from caffetools.layers.blob_storage import BlobStorage
 from caffetools.net.blob_versions import Step
 from caffetools.net.net import Net
 
 Blobs = Mapping[str, BlobStorage]
+
+
+def shares_data(layer: Layer) -> bool:
+    """Return whether after a forward pass Caffe's tops all lie in the memory of the one bottom: what is written to one blob is in the others."""
+    return layer.SHARES == "data" or layer.shares_memory()
+
+
+def shares_diff(layer: Layer) -> bool:
+    """Return whether in Caffe the diffs of the one top and the one bottom lie in one memory; that of a Split's bottom is the sum of its tops'."""
+    return layer.SHARES != "data" and layer.shares_memory()
 
 
 def share_with_shapes(step: Step, blobs: Blobs) -> None:
@@ -22,7 +33,7 @@ def share_with_shapes(step: Step, blobs: Blobs) -> None:
         blobs: The blobs by name.
     """
     layer = step.layer
-    if not (layer.SHARES_FROM_SETUP and layer.shares_memory()):
+    if not (layer.SHARES == "shapes" and layer.shares_memory()):
         return
     bottom, top = blobs[layer.bottoms[0]], blobs[layer.tops[0]]
     shape = layer.top_shapes[0]
@@ -62,7 +73,7 @@ def share_after_pass(steps: Sequence[Step], blobs: Blobs, stored: Collection[str
         stored: Blobs whose values are of the pass, or were edited since; the others were computed just now, layer by layer.
     """
     for step in steps:
-        if step.layer.shares_data():
+        if shares_data(step.layer):
             bottom = blobs[step.layer.bottoms[0]].data
             for name in step.layer.tops:
                 top = blobs[name].data

@@ -21,7 +21,14 @@ from caffetools.net.device import float32_products
 from caffetools.net.net import Net
 from caffetools.net.overwriting import gradients_of_overwritten
 from caffetools.net.param_sharing import accumulate, owner_of
-from caffetools.net.shared_blobs import overwrites_seen_blobs, share_after_pass, share_diff_back, share_with_shapes
+from caffetools.net.shared_blobs import (
+    overwrites_seen_blobs,
+    share_after_pass,
+    share_diff_back,
+    share_with_shapes,
+    shares_data,
+    shares_diff,
+)
 from caffetools.proto.schema import TEST
 
 log = logging.getLogger(__name__)
@@ -249,7 +256,7 @@ class Stepwise:
         for name, top in zip(layer.tops, tops, strict=True):
             if name in kept:
                 continue
-            if layer.shares_data():
+            if shares_data(layer):
                 self.blobs[name].data.share(sources[0], tuple(top.shape), top)
             else:
                 self.blobs[name].data.store(top.to(self.device), sources)
@@ -320,7 +327,7 @@ class Stepwise:
 
     def _backward_step(self, step: Step, *, keep: bool) -> None:
         layer = step.layer
-        if layer.shares_diff() and share_diff_back(step, self.blobs):
+        if shares_diff(layer) and share_diff_back(step, self.blobs):
             step.release()
             return
         if isinstance(layer, Python) and (step.inputs is None or step.bottoms_changed(self.blobs)):

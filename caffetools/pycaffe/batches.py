@@ -55,9 +55,11 @@ def forward_all(net: BatchedNet, blobs: list[str], inputs: Mapping[str, Any]) ->
     """
     expect_names(inputs, net.inputs, "inputs", net.name)
     collected: dict[str, list[Any]] = {}
+    batches = 0
     for batch in batches_of(net, inputs):
         _collect(collected, net.forward(blobs, None, None, **batch))
-    return _joined(collected, _length(inputs), _batch_size(net, inputs))
+        batches += 1
+    return _joined(collected, _length(inputs), _batch_size(net, inputs), batches)
 
 
 def forward_backward_all(net: BatchedNet, blobs: list[str], diffs: list[str], values: Mapping[str, Any]) -> tuple[Arrays, Arrays]:
@@ -68,7 +70,7 @@ def forward_backward_all(net: BatchedNet, blobs: list[str], diffs: list[str], va
         blobs: Names of further blobs whose data to return.
         diffs: Names of further blobs whose diffs to return.
         values: Values of inputs, and diffs of outputs, by name. Where inputs and diffs differ in length, the net keeps what it has for the
-            batches that the shorter ones lack.
+            batches that the shorter ones lack, and as many items are returned as the first array has.
 
     Returns:
         Copies of data and of diffs, by name.
@@ -85,16 +87,16 @@ def forward_backward_all(net: BatchedNet, blobs: list[str], diffs: list[str], va
     tops = {name: values[name] for name in values if name not in net.inputs}
     data: dict[str, list[Any]] = {}
     gradients: dict[str, list[Any]] = {}
-    # Caffe runs the batches of the longer of the two; for the others the net keeps the values or diffs that it has.
-    batches: Iterator[tuple[Arrays, Arrays]] = itertools.zip_longest(
-        _batches_or_none(net, inputs), _batches_or_none(net, tops), fillvalue={}
-    )
-    for batch, top_diffs in batches:
+    # Caffe runs the batches of the longer of the two (for the others the net keeps the values or diffs that it has), and returns as many items
+    # as the first array has.
+    pairs: Iterator[tuple[Arrays, Arrays]] = itertools.zip_longest(_batches_or_none(net, inputs), _batches_or_none(net, tops), fillvalue={})
+    batches = 0
+    for batch, top_diffs in pairs:
         _collect(data, net.forward(blobs, None, None, **batch))
         _collect(gradients, net.backward(diffs, None, None, **top_diffs))
-    longest = max((inputs, tops), key=lambda given: _length(given) if given else 0)
-    total, size = _length(longest), _batch_size(net, longest)
-    return _joined(data, total, size), _joined(gradients, total, size)
+        batches += 1
+    total, size = len(next(iter(values.values()))), _batch_size(net, values)
+    return _joined(data, total, size, batches), _joined(gradients, total, size, batches)
 
 
 def _batches_or_none(net: BatchedNet, values: Mapping[str, Any]) -> Iterator[Arrays]:
@@ -131,14 +133,12 @@ def _collect(into: dict[str, list[Any]], arrays: Mapping[str, NDArray[Any]]) -> 
         into.setdefault(name, []).extend(np.atleast_1d(array).copy())
 
 
-def _joined(collected: dict[str, list[Any]], total: int, size: int) -> Arrays:
-    batches = -(-total // size)
+def _joined(collected: dict[str, list[Any]], total: int, size: int, batches: int) -> Arrays:
     joined: Arrays = {}
     for name, items in collected.items():
         # Some blobs have several rows an item; one without a batch axis (a loss) has one value a batch, and none is of padding only.
         rows = len(items) // batches
-        padding = (batches * size - total) * (rows // size) if rows % size == 0 else 0
-        joined[name] = np.asarray(items[: len(items) - padding])
+        joined[name] = np.asarray(items[: total * (rows // size)] if rows % size == 0 else items)
     return joined
 
 
