@@ -15,20 +15,13 @@ from caffetools.layers.base import Layer, Shape
 from caffetools.layers.blob_storage import BlobStorage
 from caffetools.layers.draws import drawing_ahead
 from caffetools.layers.python import Python
+from caffetools.net import shared_blobs
 from caffetools.net.blob_versions import Step, kept_tops, plan_steps
 from caffetools.net.deferred import Deferred
 from caffetools.net.device import float32_products
 from caffetools.net.net import Net
 from caffetools.net.overwriting import gradients_of_overwritten
 from caffetools.net.param_sharing import accumulate, owner_of
-from caffetools.net.shared_blobs import (
-    overwrites_seen_blobs,
-    share_after_pass,
-    share_diff_back,
-    share_with_shapes,
-    shares_data,
-    shares_diff,
-)
 from caffetools.proto.schema import TEST
 
 log = logging.getLogger(__name__)
@@ -197,7 +190,7 @@ class Stepwise:
 
     def _share_with_shapes(self) -> None:
         for step in self.steps:
-            share_with_shapes(step, self.blobs)
+            shared_blobs.share_with_shapes(step, self.blobs)
 
     def settle(self) -> None:
         """Compute the blobs that a fused pass has deferred: the weights are about to change."""
@@ -225,7 +218,7 @@ class Stepwise:
             if name not in inputs:
                 self.blobs[name].data.store(result, owned=True)
         if deferred is None or not deferred.stands_for(plan):
-            join = partial(share_after_pass, self.steps, self.blobs, frozenset(self.net.outputs))
+            join = partial(shared_blobs.share_after_pass, self.steps, self.blobs, frozenset(self.net.outputs))
             deferred = self._deferred = Deferred(self.net, plan, storages, {name: self.blobs[name].data for name in inner}, join)
         deferred.borrow_inputs()
         return True
@@ -236,7 +229,7 @@ class Stepwise:
             return None
         if any(step.layer.IS_DATA and not set(step.layer.tops) <= kept_tops(step.layer, self.blobs) for step in self.steps):
             return None
-        if overwrites_seen_blobs(self.net):
+        if shared_blobs.overwrites_seen_blobs(self.net):
             return None
         return [name for name in self.blobs if name not in self.net.inputs and name not in self.net.outputs]
 
@@ -256,7 +249,7 @@ class Stepwise:
         for name, top in zip(layer.tops, tops, strict=True):
             if name in kept:
                 continue
-            if shares_data(layer):
+            if shared_blobs.shares_data(layer):
                 self.blobs[name].data.share(sources[0], tuple(top.shape), top)
             else:
                 self.blobs[name].data.store(top.to(self.device), sources)
@@ -269,7 +262,7 @@ class Stepwise:
         shapes: list[Shape] = [self.blobs[b].shape for b in layer.bottoms]
         if not layer.IS_DATA and shapes != list(map(tuple, layer.bottom_shapes)):
             layer.configure(shapes)
-        share_with_shapes(step, self.blobs)
+        shared_blobs.share_with_shapes(step, self.blobs)
 
     def _compute(self, step: Step, inputs: Sequence[Tensor], *, record: bool) -> tuple[Tensor, ...]:
         layer = step.layer
@@ -327,7 +320,7 @@ class Stepwise:
 
     def _backward_step(self, step: Step, *, keep: bool) -> None:
         layer = step.layer
-        if shares_diff(layer) and share_diff_back(step, self.blobs):
+        if shared_blobs.shares_diff(layer) and shared_blobs.share_diff_back(step, self.blobs):
             step.release()
             return
         if isinstance(layer, Python) and (step.inputs is None or step.bottoms_changed(self.blobs)):
