@@ -190,6 +190,8 @@ def _graph_of(net: Path, phase: str | None, stage: list[str] | None, shapes: Map
     from caffetools.proto.schema import TEST, TRAIN
     from caffetools.proto.upgrades.v1 import upgrade_net
     from caffetools.visualize.net_graph import data_in_training_only, net_graph
+    from caffetools.zoo.cards import get_card
+    from caffetools.zoo.names import is_model
 
     path = net_file(net, "train_val")
     with error_context(path):
@@ -200,8 +202,14 @@ def _graph_of(net: Path, phase: str | None, stage: list[str] | None, shapes: Map
             if phase is not None or not data_in_training_only(chosen.net):
                 raise
             drawn = net_graph(chosen.net, TRAIN, shapes=shapes)
+        if drawn.unknown and is_model(str(net)) and not shapes:
+            # A net that does not say how large its pictures are: its card does.
+            card = {"": (1, *get_card(str(net)).input.shape)}
+            drawn = net_graph(chosen.net, TRAIN if phase == "train" else TEST, shapes=card)
     if chosen.stages and not stage:
         note(f"{net}: drawn in the stages {', '.join(chosen.stages)}; choose others by --stage")
+    for cause in drawn.unknown:
+        note(f"{net}: layer {cause}")
     return drawn
 
 

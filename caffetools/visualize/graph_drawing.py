@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from caffetools.errors import DataError
 from caffetools.util.files import write_text
 from caffetools.visualize import style
-from caffetools.visualize.graph_layout import Layout, Point, lay_out
+from caffetools.visualize.graph_layout import RANK_GAP, Layout, Point, lay_out
 from caffetools.visualize.layer_facts import blob_facts, describe_type
 from caffetools.visualize.net_graph import FAMILIES, Arrow, Box, NetGraph, Row, fold_repeats
 from caffetools.visualize.output import check_suffix
@@ -40,7 +42,9 @@ _NAME, _SMALL = 13, 11  # pixels
 _PAD, _HEAD, _ROW, _STRIPE = 12, 44, 20, 6
 _LEAST_WIDTH, _MOST_TEXT = 132, 260
 _MARGIN, _TITLE = 24, 78
-_MOST_PIXELS = 32_000  # of a PNG's side
+_MOST_PIXELS, _MOST_AREA = 32_000, 64e6  # of a PNG's side, of its whole
+_LEAST_SCALE = 0.7  # of a PNG whose text of 11 pixels can still be read
+_MOST_COLUMN, _COLUMN_GAP = 10_000, 60.0  # pixels
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def draw_graph(
         DataError: another suffix, or a net without layers.
         RunFailed: the file cannot be written.
     """
-    suffix = check_suffix(path)
+    suffix, advice = check_suffix(path), ""
     if not graph.boxes:
         raise DataError(f"the net '{graph.name}' has no layers in this phase")
     folded = fold_repeats(graph)
@@ -89,9 +93,11 @@ def draw_graph(
             write_text(path, svg_text(shown, title=title))
         else:
             style.save_figure(graph_figure(shown, title=title), path)
+            if not is_readable_as_png(shown):
+                advice = " The text is too small to be read in a PNG of this net: write .html or .svg instead."
     hidden = sum(box.folded for box in folded.boxes)
     repeats = f", {hidden} repeated blocks folded" if fold and hidden else ""
-    return f"{', '.join(graph.facts)}{repeats}."
+    return f"{', '.join(graph.facts)}{repeats}.{advice}"
 
 
 def place_graph(graph: NetGraph, *, engine: str = "auto") -> PlacedGraph:
@@ -144,12 +150,8 @@ def svg_body(placed: PlacedGraph) -> str:
 
 
 def graph_figure(placed: PlacedGraph, *, title: str = "", theme: Theme = LIGHT) -> Figure:
-    """Return the drawing as a figure for PNG files."""
-    legend = _legend(placed.graph)
-    width = max(placed.layout.width, legend[-1][0] + 160 if legend else 0, 320) + 2 * _MARGIN
-    height = placed.layout.height + _TITLE + 2 * _MARGIN
-    # At 144 pixels an inch a pixel of the drawing is 1.5 pixels, unless the picture would become too large.
-    scale = min(1.5, _MOST_PIXELS / max(width, height))
+    """Return the drawing as a figure for PNG files; a long one in columns, read from left to right."""
+    legend, (columns, width, height, scale) = _legend(placed.graph), _sheet(placed)
     figure = style.new_figure(width * scale / style.DPI, height * scale / style.DPI, theme, fitted=False)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
@@ -160,23 +162,84 @@ def graph_figure(placed: PlacedGraph, *, title: str = "", theme: Theme = LIGHT) 
     def text(x: float, y: float, words: str, pixels: float, colour: str, **look: Any) -> None:
         axes.text(x, y, style.plain(words), fontsize=pixels * points, color=colour, va="baseline", **look)
 
+    if len(columns) > 1:
+        title += f"  ·  {len(columns)} columns, from left to right"
     text(_MARGIN, 36, shorten_to(title, width - 2 * _MARGIN, 8.5, bold=True), 17, theme.text, weight="bold")
     for left, family in legend:
         axes.add_patch(Rectangle((_MARGIN + left, 52), 12, 12, facecolor=COLOURS[family], linewidth=0))
         text(_MARGIN + left + 18, 62, FAMILIES[family][0], _SMALL, theme.muted)
-    dx, dy = _MARGIN + max(0.0, (width - 2 * _MARGIN - placed.layout.width) / 2), _TITLE + _MARGIN
+    dx, dy = (width - columns[-1].dx - placed.layout.width) / 2, _TITLE + _MARGIN
+    for column in columns:
+        _figure_column(axes, placed, replace(column, dx=column.dx + dx, dy=dy - column.top), theme, points, text)
+    return figure
+
+
+def is_readable_as_png(placed: PlacedGraph) -> bool:
+    """Return whether the text of the drawing has at least some 8 pixels in a PNG of the size that can be written."""
+    return _sheet(placed)[-1] >= _LEAST_SCALE
+
+
+def _figure_column(axes: Axes, placed: PlacedGraph, column: _Column, theme: Theme, points: float, text: Callable[..., None]) -> None:
+    top, bottom, dx, dy = column.top, column.bottom, column.dx, column.dy
+    frame = Rectangle((dx - _COLUMN_GAP / 2, top + dy), placed.layout.width + _COLUMN_GAP, bottom - top, transform=axes.transData)
     for curve in placed.layout.arrows:
+        if curve[-1][1] < top or curve[0][1] > bottom:
+            continue
         moved = [(x + dx, y + dy) for x, y in curve]
         codes = [Curve.MOVETO] + [Curve.CURVE4] * (len(moved) - 1)
-        axes.add_patch(PathPatch(Curve(moved, codes), facecolor="none", edgecolor=theme.muted, linewidth=1.2 * points))
-        x, y = moved[-1]
-        axes.add_patch(PathPatch(Curve([(x - 4, y - 7), (x + 4, y - 7), (x, y), (x - 4, y - 7)]), facecolor=theme.muted, linewidth=0))
-    for box, size, place in zip(placed.graph.boxes, placed.sizes, placed.layout.boxes, strict=True):
-        _figure_box(axes, box, size, (place[0] + dx, place[1] + dy), theme, points, text)
+        arrow = PathPatch(Curve(moved, codes), facecolor="none", edgecolor=theme.muted, linewidth=1.2 * points)
+        axes.add_patch(arrow)
+        arrow.set_clip_path(frame)
+        if top <= curve[-1][1] <= bottom:
+            x, y = moved[-1]
+            axes.add_patch(PathPatch(Curve([(x - 4, y - 7), (x + 4, y - 7), (x, y), (x - 4, y - 7)]), facecolor=theme.muted, linewidth=0))
+    for box, size, (left, y) in zip(placed.graph.boxes, placed.sizes, placed.layout.boxes, strict=True):
+        if top <= y < bottom:
+            _figure_box(axes, box, size, (left + dx, y + dy), theme, points, text)
     for x, y, words in placed.labels:
-        halo = {"facecolor": theme.background, "edgecolor": "none", "pad": 0.6, "alpha": 0.9}
-        text(x + dx, y + dy, words, _SMALL, theme.muted, bbox=halo)
-    return figure
+        if top <= y < bottom:
+            halo = {"facecolor": theme.background, "edgecolor": "none", "pad": 0.6, "alpha": 0.9}
+            text(x + dx, y + dy, words, _SMALL, theme.muted, bbox=halo)
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A part of the drawing, from ``top`` to ``bottom``, and by how much the PNG moves it."""
+
+    top: float
+    bottom: float
+    dx: float = 0.0
+    dy: float = 0.0
+
+
+def _columns(placed: PlacedGraph) -> list[_Column]:
+    """Cut a drawing that is much higher than wide between ranks of boxes, so that the picture is about as high as wide."""
+    width, height = placed.layout.width, placed.layout.height
+    if height <= _MOST_COLUMN:
+        return [_Column(0.0, height)]
+    count = max(2, round(math.sqrt(height / (width + _COLUMN_GAP))))
+    gaps, reached = [], 0.0
+    for top, bottom in sorted((y, y + size[1]) for (_, y), size in zip(placed.layout.boxes, placed.sizes, strict=True)):
+        if top - reached >= RANK_GAP / 2:
+            # Above the arrow heads, below the labels of the boxes above.
+            gaps.append(top - 8.0)
+        reached = max(reached, bottom)
+    cuts = {min(gaps, key=lambda y: abs(y - height * i / count)) for i in range(1, count)} if gaps else set[float]()
+    edges = [0.0, *sorted(cuts - {0.0}), height]
+    return [_Column(a, b, dx=i * (width + _COLUMN_GAP)) for i, (a, b) in enumerate(itertools.pairwise(edges))]
+
+
+def _sheet(placed: PlacedGraph) -> tuple[list[_Column], float, float, float]:
+    """Return the columns of a PNG, its width and height in pixels of the drawing, and how many of its own pixels each of these has.
+
+    At 144 pixels an inch these are 1.5, unless the picture would become too large.
+    """
+    legend, columns = _legend(placed.graph), _columns(placed)
+    inner = columns[-1].dx + placed.layout.width
+    width = max(inner, legend[-1][0] + 160 if legend else 0, 320) + 2 * _MARGIN
+    height = max(column.bottom - column.top for column in columns) + _TITLE + 2 * _MARGIN
+    scale = min(1.5, _MOST_PIXELS / max(width, height), math.sqrt(_MOST_AREA / (width * height)))
+    return columns, width, height, scale
 
 
 def _figure_box(axes: Axes, box: Box, size: Point, place: Point, theme: Theme, points: float, text: Callable[..., None]) -> None:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from caffetools.errors import RunFailed
+
 Point = tuple[float, float]
 
 RANK_GAP, BOX_GAP, LANE = 46.0, 26.0, 14.0  # between ranks, between boxes, width of a passing arrow
@@ -47,12 +49,17 @@ def lay_out(sizes: Sequence[Point], arrows: Sequence[tuple[int, int]], *, engine
         sizes: Of each box.
         arrows: Pairs of boxes; sources come before targets.
         engine: ``"dot"``, ``"own"``, or ``"auto"``: dot where it is installed and answers within a minute.
+
+    Raises:
+        RunFailed: ``engine`` is ``"dot"``, which is not installed or does not answer.
     """
     program = shutil.which("dot") if engine != "own" else None
-    if program is not None:
-        placed = _by_dot(program, sizes, arrows)
-        if placed is not None:
-            return placed
+    placed = _by_dot(program, sizes, arrows) if program is not None else None
+    if placed is not None:
+        return placed
+    if engine == "dot":
+        why = "is not installed" if program is None else f"({program}) failed, or took more than {_DOT_SECONDS} seconds"
+        raise RunFailed(f"Graphviz's dot {why}; leave --layout at auto or set it to own")
     return _layered(sizes, arrows)
 
 

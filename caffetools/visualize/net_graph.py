@@ -103,7 +103,15 @@ class Arrow:
 
 @dataclass
 class NetGraph:
-    """Boxes in the net's order, and arrows between them; ``macs`` are those of a whole batch of ``batch`` items (0: not known)."""
+    """Boxes in the net's order, and arrows between them.
+
+    Attributes:
+        name: The net's name.
+        boxes, arrows: Arrows lead from a box to a later one.
+        parameters, macs: Of the layers whose shapes are known; ``macs`` are those of a whole batch.
+        batch: Its number of items; 0 where it is not known.
+        unknown: Layers whose shapes are not known, with the reason, but for those that only read such a layer.
+    """
 
     name: str
     boxes: list[Box] = field(default_factory=list)
@@ -111,6 +119,7 @@ class NetGraph:
     parameters: int = 0
     macs: int = 0
     batch: int = 0
+    unknown: tuple[str, ...] = ()
 
     @property
     def layers(self) -> int:
@@ -121,7 +130,10 @@ class NetGraph:
     def facts(self) -> list[str]:
         """The numbers of layers, parameters and multiply–accumulates as text."""
         batch = f" for a batch of {self.batch}" if self.batch > 1 else ""
-        return [f"{self.layers} layers", f"{self.parameters:,} parameters", f"{self.macs:,} multiply–accumulates{batch}"]
+        numbers = [f"{self.parameters:,} parameters", f"{self.macs:,} multiply–accumulates{batch}"]
+        if self.unknown:
+            numbers = [f"{number} of what is known" for number in numbers] if self.parameters else ["sizes not known"]
+        return [f"{self.layers} layers", *numbers]
 
 
 def net_graph(param: NetParameter, phase: int = TEST, *, shapes: Mapping[str, Shape] | None = None) -> NetGraph:
@@ -138,7 +150,8 @@ def net_graph(param: NetParameter, phase: int = TEST, *, shapes: Mapping[str, Sh
     summary = summarize(param, phase, shapes=shapes)
     messages = filter_net(upgrade_net(param), make_state(phase)).layer
     first = next((shape for layer in summary.layers if not layer.bottoms for shape in layer.shapes), None)
-    graph = NetGraph(summary.name, parameters=summary.parameters, macs=summary.macs, batch=first[0] if first else 0)
+    unknown = tuple(f"{layer.name}: {layer.note}" for layer in summary.unknown if not layer.unknown_bottoms)
+    graph = NetGraph(summary.name, parameters=summary.parameters, macs=summary.macs, batch=first[0] if first else 0, unknown=unknown)
     readers = _readers(summary.layers)
     # Blob → (index of the layer that made its present value, box, shape).
     made: dict[str, tuple[int, int, str]] = {}
@@ -192,7 +205,7 @@ def fold_repeats(graph: NetGraph) -> NetGraph:
         for arrow in graph.arrows
         if home[arrow.source] != home[arrow.target]
     )
-    return NetGraph(graph.name, boxes, list(arrows), graph.parameters, graph.macs, graph.batch)
+    return replace(graph, boxes=boxes, arrows=list(arrows))
 
 
 def family_of(type_name: str, *, learned: bool = False) -> str:

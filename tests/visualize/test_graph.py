@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 from xml.etree import ElementTree
@@ -11,13 +12,14 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 import pytest
+from matplotlib.patches import FancyBboxPatch
 
-from caffetools.errors import DataError, NetError
+from caffetools.errors import DataError, NetError, RunFailed
 from caffetools.layers.registry import layer_types
 from caffetools.layers.traits import Role
 from caffetools.proto.schema import TRAIN, LayerParameter, NetParameter
 from caffetools.proto.text import parse, read_net
-from caffetools.visualize.graph_drawing import draw_graph, place_graph, svg_text
+from caffetools.visualize.graph_drawing import draw_graph, graph_figure, is_readable_as_png, place_graph, svg_text
 from caffetools.visualize.graph_layout import Layout, lay_out
 from caffetools.visualize.layer_facts import BlobFacts, Setting, blob_facts, describe_type, layer_settings
 from caffetools.visualize.net_graph import FAMILIES, NetGraph, family_of, fold_repeats, net_graph
@@ -104,6 +106,8 @@ def test_without_graphviz_our_own_layout_is_used(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", "")
     sizes, arrows = [(50.0, 20.0)] * 3, [(0, 1), (0, 2), (1, 2)]
     assert lay_out(sizes, arrows) == lay_out(sizes, arrows, engine="own")
+    with pytest.raises(RunFailed, match="dot is not installed"):
+        lay_out(sizes, arrows, engine="dot")
 
 
 def test_repeated_blocks_fold_into_one_box() -> None:
@@ -122,6 +126,27 @@ def test_a_thousand_layers_are_readable(tmp_path: Path) -> None:
     check_layout(placed.layout, graph, placed.sizes)
     assert placed.layout.width < 600, "a chain of blocks does not drift to one side"
     assert len(fold_repeats(graph).boxes) == 7
+
+
+def test_a_long_net_is_a_picture_of_columns() -> None:
+    graph = graph_of(residual(50))
+    placed = place_graph(graph, engine="own")
+    figure = graph_figure(placed, title="long")
+    width, height = figure.get_size_inches()
+    assert 0.5 < width / height < 2
+    assert placed.layout.height > 10_000 and is_readable_as_png(placed)
+    (axes,) = figure.axes
+    names = [text.get_text() for text in axes.texts if text.get_fontweight() == "bold"]
+    assert sorted(names[1:]) == sorted(box.name for box in graph.boxes)
+    frames = [patch.get_extents().extents for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
+    canvas = figure.bbox.extents
+    for index, (x0, y0, x1, y1) in enumerate(frames):
+        assert canvas[0] <= x0 and canvas[1] <= y0 and x1 <= canvas[2] and y1 <= canvas[3]
+        assert not any(x0 < u1 and u0 < x1 and y0 < v1 and v0 < y1 for u0, v0, u1, v1 in frames[:index])
+    short = graph_figure(place_graph(fold_repeats(graph), engine="own"))
+    assert len(short.axes[0].texts) < 30
+    wide = [(20_000.0 * i, 20_000.0 * i) for i in range(len(graph.boxes))]
+    assert not is_readable_as_png(replace(placed, layout=replace(placed.layout, boxes=wide, width=1e6, height=1e6)))
 
 
 def test_drawings_are_the_same_twice(tmp_path: Path) -> None:
@@ -198,6 +223,18 @@ def test_every_type_with_a_description_states_it_without_markup() -> None:
     for kind in layer_types():
         assert "`" not in describe_type(kind)
     assert describe_type("ReLU").startswith("y = max(0, x)") and describe_type("Mystery") == ""
+
+
+def test_sizes_that_are_not_known_are_not_given_as_zero() -> None:
+    source = 'layer { name: "d" type: "Data" top: "data" data_param { source: "absent" batch_size: 2 } }\n'
+    graph = graph_of(source + conv("first", "data"))
+    assert graph.facts == ["2 layers", "sizes not known"]
+    assert [cause.split(":")[0] for cause in graph.unknown] == ["d"] and "--input-shape" in graph.unknown[0]
+    other = data() + conv("first", "data") + 'layer { name: "odd" type: "Odd" bottom: "first" top: "odd" }\n' + conv("last", "odd")
+    partly = graph_of(other)
+    assert partly.facts[1] == f"{partly.parameters} parameters of what is known" and partly.parameters > 0
+    assert partly.unknown == ("odd: the type Odd is not known here",)
+    assert fold_repeats(partly).facts == partly.facts
 
 
 def test_weights_are_named_and_summarized() -> None:
