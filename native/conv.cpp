@@ -240,6 +240,9 @@ void pad_planes(const Conv& conv, const float* x, float* to, int threads) {
   });
 }
 
+// Of the input with its border.
+int64_t padded_floats(const Conv& conv) { return conv.s.n * conv.hp * conv.wp * conv.s.c; }
+
 // The input with a border of zeros, channels last.
 void copy_padded(const Conv& conv, const float* x, float* to, int threads) {
   const CaffetoolsConv& s = conv.s;
@@ -362,6 +365,59 @@ void run_direct(const Conv& conv, const float* x, float* y, const float* residua
   }
 }
 
+// Floats of new rows that are convolved at once before they are pooled.
+constexpr int64_t kBandFloats = 32 * 1024;
+
+// Rows of a pooling's outputs that are computed at once, and the floats of the convolution's rows that they read.
+int64_t pooled_rows(const Window& w) { return std::clamp<int64_t>(kBandFloats / (w.sh * w.w * w.x_pitch), 1, w.oh); }
+int64_t band_floats(const Window& w) { return std::min(w.h, (pooled_rows(w) - 1) * w.sh + w.kh) * w.w * w.x_pitch; }
+
+// Rows [first, last) of the outputs of a pooling of one image of a convolution, whose rows pass through `rows`.
+void pool_band(const Conv& conv, const Window& w, const float* x, int64_t image, int64_t first, int64_t last, bool largest, float* rows,
+               float* y) {
+  const int64_t floats = w.w * w.x_pitch, columns = conv.s.groups * conv.panels, step = pooled_rows(w);
+  int64_t from = 0, to = 0;  // the convolution's rows that are there
+  for (int64_t at = first; at < last; at += step) {
+    const int64_t stop = std::min(at + step, last), top = std::max<int64_t>(0, at * w.sh - w.ph);
+    const int64_t bottom = std::min(w.h, (stop - 1) * w.sh - w.ph + w.kh), kept = std::max<int64_t>(0, to - top);
+    if (kept > 0) std::memmove(rows, rows + (top - from) * floats, static_cast<size_t>(kept * floats) * sizeof(float));
+    from = top, to = std::max(top + kept, bottom);
+    const int64_t pixel = (image * w.h + top + kept) * w.w, pixels = (to - top - kept) * w.w;
+    for (int64_t column = 0; column < columns && pixels > 0; ++column)
+      multiply_pixels(conv, x, rows + (kept * w.w - pixel) * w.x_pitch, nullptr, column / conv.panels, column % conv.panels, pixel, pixels,
+                      {0, kAheadBlocks + 1});
+    for (int64_t row = at; row < stop; ++row)
+      conv.kernel->pool_row(w, rows - top * floats, row, largest, y + (image * w.oh + row) * w.ow * w.y_pitch);
+  }
+}
+
+// A pooling of a convolution whose own outputs are not kept: they pass through memory of each thread, which stays in its cache.
+void run_pooled(const Conv& conv, const Window& w, const float* x, float* y, bool largest, float* scratch, int threads) {
+  if (conv.copies) {
+    (conv.planes ? pad_planes : copy_padded)(conv, x, scratch, threads);
+    x = scratch;
+    scratch += padded_floats(conv);
+  }
+  // Few bands: where one begins, the rows that it shares with the one before are computed again.
+  const int64_t bands = threads == 1 ? 1 : std::min(w.oh, (2 * threads + w.n - 1) / w.n);
+  LaneSet lanes(threads);
+  parallel_for(threads, w.n * bands, [&](int64_t begin, int64_t end) {
+    const Lane lane(lanes);
+    float* rows = scratch + lane.number() * band_floats(w);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t image = task / bands, band = task % bands;
+      pool_band(conv, w, x, image, w.oh * band / bands, w.oh * (band + 1) / bands, largest, rows, y);
+    }
+  });
+}
+
+Window window_of(const int64_t* sizes) {
+  Window w;
+  static_assert(sizeof w == 16 * sizeof(int64_t), "Window is sixteen numbers");
+  std::memcpy(&w, sizes, sizeof w);
+  return w;
+}
+
 // The three steps of Winograd's algorithm for tiles [first, first + count). Transformed tiles are [tile][position][channel].
 void transform_tiles(const Conv& conv, const float* x, int64_t first, int64_t count, float* to) {
   const CaffetoolsConv& s = conv.s;
@@ -406,8 +462,8 @@ void finish_tiles(const Conv& conv, const float* from, float* y, const float* re
 
 // Weights that each thread may read for itself, so that a tile stays in one thread's cache from its first step to the last.
 constexpr int64_t kOwnWeights = 192 * 1024;
-// Floats of transformed tiles of one part then.
-constexpr int64_t kPartFloats = 128 * 1024;
+// Floats of transformed tiles of one part then. A thread's parts lie at one place, which stays in its cache.
+constexpr int64_t kPartFloats = 48 * 1024;
 
 void run_winograd(const Conv& conv, const float* x, float* y, const float* residual, float* scratch, int threads) {
   const CaffetoolsConv& s = conv.s;
@@ -416,12 +472,16 @@ void run_winograd(const Conv& conv, const float* x, float* y, const float* resid
   for (int64_t start = 0; start < all; start += chunk) {
     const int64_t count = std::min(chunk, all - start);
     if (own) {
-      const int64_t wanted = std::max<int64_t>(threads > 1 ? 2 * threads : 1, count * points * (s.c + s.oc) / kPartFloats);
+      const int64_t least = std::max<int64_t>(1, count * points * (s.c + s.oc) / kPartFloats);
+      const int64_t wanted = threads > 1 ? (least + 2 * threads - 1) / (2 * threads) * 2 * threads : least;
       const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(wanted, count / conv.kernel->rows));
+      const int64_t lane_floats = (count + parts - 1) / parts * points * (s.c + s.oc);
+      LaneSet lanes(static_cast<int>(std::min<int64_t>(threads, parts)));
       parallel_for(threads, parts, [&](int64_t begin, int64_t end) {
+        const Lane lane(lanes);
+        float* in = scratch + lane.number() * lane_floats;
         for (int64_t part = begin; part < end; ++part) {
           const int64_t first = count * part / parts, tiles = count * (part + 1) / parts - first;
-          float* in = scratch + first * points * (s.c + s.oc);
           float* out = in + tiles * points * s.c;
           transform_tiles(conv, x, start + first, tiles, in);
           multiply_tiles(conv, in, out, tiles, 0, columns);
@@ -500,8 +560,9 @@ CAFFETOOLS_API void caffetools_conv_destroy(void* handle) { delete static_cast<C
 CAFFETOOLS_API int64_t caffetools_conv_scratch(const void* handle) {
   const Conv& conv = *static_cast<const Conv*>(handle);
   if (conv.amx) return amx_scratch(AmxGrid(conv.s));
-  if (conv.winograd) return conv.chunk() * conv.positions() * (conv.s.c + conv.s.oc);
-  return conv.copies ? conv.s.n * conv.hp * conv.wp * conv.s.c : 0;
+  // The parts of several threads are rounded up to whole tiles.
+  if (conv.winograd) return (conv.chunk() + conv.chunk() / conv.kernel->rows) * conv.positions() * (conv.s.c + conv.s.oc);
+  return conv.copies ? padded_floats(conv) : 0;
 }
 
 // 0: sums over windows; 1: depthwise; 2, 4: Winograd's of that many outputs; 8: the matrix unit.
@@ -524,6 +585,27 @@ CAFFETOOLS_API void caffetools_conv_run(const void* handle, const float* x, floa
     run_direct(conv, x, y, residual, scratch, threads);
 }
 
+// The convolution followed by a pooling of its outputs; `sizes` are those of caffetools_pool_run. The convolution sums over windows
+// (algorithm 1), and its outputs' channels follow each other. Floats of scratch that one run needs:
+CAFFETOOLS_API int64_t caffetools_conv_pool_scratch(const void* handle, const int64_t* sizes, int threads) {
+  return caffetools_conv_scratch(handle) + threads * band_floats(window_of(sizes));
+}
+
+CAFFETOOLS_API void caffetools_conv_pool_run(const void* handle, const int64_t* sizes, const float* x, float* y, int largest, float* scratch,
+                                             int threads) {
+  run_pooled(*static_cast<const Conv*>(handle), window_of(sizes), x, y, largest != 0, scratch, threads);
+}
+
+// Pooling over channels-last memory; `sizes` are the fields of Window in their order.
+CAFFETOOLS_API void caffetools_pool_run(const int64_t* sizes, const float* x, float* y, int largest, int threads) {
+  const Window w = window_of(sizes);
+  const ConvKernel& kernel = CAFFETOOLS_IN_USE(conv_kernel);
+  parallel_for(threads, w.n * w.oh, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      kernel.pool_row(w, x + row / w.oh * w.h * w.w * w.x_pitch, row % w.oh, largest != 0, y + row * w.ow * w.y_pitch);
+  });
+}
+
 // The gradient of the weights. Algorithms: 0 chooses, 1 vectors (weight_gradient.h), 8 the matrix unit (amx.h).
 // Floats of scratch; 0 where the algorithm does not take the convolution.
 CAFFETOOLS_API int64_t caffetools_weight_gradient_scratch(const CaffetoolsConv* shape) {
@@ -536,103 +618,4 @@ CAFFETOOLS_API void caffetools_weight_gradient(const CaffetoolsConv* shape, cons
                                                int threads) {
   const bool amx = shape->algorithm == 8 || (shape->algorithm == 0 && amx_weight_gradient_scratch(*shape, false) != 0);
   (amx ? amx_weight_gradient : weight_gradient)(*shape, x, dy, dw, scratch, threads);
-}
-
-CAFFETOOLS_API void caffetools_pool_run(const int64_t* sizes, const float* x, float* y, int largest, int threads);
-struct CaffetoolsProduct;
-CAFFETOOLS_API void caffetools_product_run(const CaffetoolsProduct* product, const float* x, float* y, float* scratch, int threads);
-
-// One operator of a program. Places: 0 memory of the thread, at an offset in floats; 1 the input; 2 the output, at an offset.
-struct CaffetoolsStep {
-  int32_t kind;  // 0 convolution, 1 pooling, 2 LRN across channels, 3 inner product, 4 softmax over channels
-  int32_t x_place, y_place, residual_place;  // residual_place -1: none
-  int64_t x, y, residual;
-  const void* handle;    // of a convolution or an inner product
-  const int64_t* sizes;  // pooling: the fields of Window; LRN: n, c, h * w, size; softmax: pixels, c, x_pitch, y_pitch
-  int32_t largest;
-  float alpha, beta, k;
-};
-
-namespace {
-
-// exp(x) over its sum for the `c` values of each pixel; the largest value is subtracted first, as Caffe does.
-void softmax(const int64_t* sizes, const float* x, float* y, int threads) {
-  const int64_t pixels = sizes[0], c = sizes[1], x_pitch = sizes[2], y_pitch = sizes[3];
-  parallel_for(threads, pixels, [&](int64_t begin, int64_t end) {
-    for (int64_t pixel = begin; pixel < end; ++pixel) {
-      const float* from = x + pixel * x_pitch;
-      float* to = y + pixel * y_pitch;
-      const float largest = *std::max_element(from, from + c);
-      double sum = 0;
-      for (int64_t i = 0; i < c; ++i) sum += to[i] = std::exp(from[i] - largest);
-      const float total = static_cast<float>(sum);
-      for (int64_t i = 0; i < c; ++i) to[i] /= total;
-    }
-  });
-}
-
-template <typename Place>
-void run_step(const CaffetoolsStep& s, const Place& place, float* scratch, int threads) {
-  const float* x = place(s.x_place, s.x);
-  float* y = place(s.y_place, s.y);
-  switch (s.kind) {
-    case 0:
-      return caffetools_conv_run(s.handle, x, y, s.residual_place < 0 ? nullptr : place(s.residual_place, s.residual), scratch, threads);
-    case 1:
-      return caffetools_pool_run(s.sizes, x, y, s.largest, threads);
-    case 2:
-      normalize(x, y, s.sizes[0], s.sizes[1], s.sizes[2], s.sizes[3], s.alpha, s.beta, s.k, threads);
-      return;
-    case 4:
-      return softmax(s.sizes, x, y, threads);
-    default:
-      return caffetools_product_run(static_cast<const CaffetoolsProduct*>(s.handle), x, y, scratch, threads);
-  }
-}
-
-}  // namespace
-
-// Wake the library's threads, which sleep a millisecond after their last loop: waking takes a while, in which the caller prepares a pass.
-CAFFETOOLS_API void caffetools_wake_threads() { wake_threads(); }
-
-// Run `count` operators one after the other, each on all threads.
-CAFFETOOLS_API void caffetools_steps_run(const CaffetoolsStep* steps, int64_t count, float* memory, const float* input, float* scratch,
-                                         int threads) {
-  const auto place = [&](int32_t where, int64_t offset) -> float* { return where == 1 ? const_cast<float*>(input) : memory + offset; };
-  for (int64_t i = 0; i < count; ++i) run_step(steps[i], place, scratch, threads);
-}
-
-// Run `count` operators for each of `parts` parts of a batch, each part on one thread from the first operator to the last. A thread works in
-// `memory` + lane * lane_floats, for as many lanes as there are threads, and in scratch likewise. Strides are those of a part, in floats.
-CAFFETOOLS_API void caffetools_sequence_run(const CaffetoolsStep* steps, int64_t count, int64_t parts, float* memory, int64_t lane_floats,
-                                            float* scratch, int64_t scratch_floats, const float* input, int64_t input_stride, float* output,
-                                            int64_t output_stride, int threads) {
-  std::atomic<int64_t> lanes{0};
-  std::vector<std::atomic<int>> busy(static_cast<size_t>(threads));
-  parallel_for(threads, parts, [&](int64_t begin, int64_t end) {
-    int64_t lane = lanes.fetch_add(1) % threads;
-    for (int free = 0; !busy[static_cast<size_t>(lane)].compare_exchange_strong(free, 1); free = 0) lane = (lane + 1) % threads;
-    float* mine = memory + lane * lane_floats;
-    float* rough = scratch + lane * scratch_floats;
-    for (int64_t part = begin; part < end; ++part) {
-      const auto place = [&](int32_t where, int64_t offset) -> float* {
-        if (where == 1) return const_cast<float*>(input) + part * input_stride;
-        return where == 2 ? output + part * output_stride + offset : mine + offset;
-      };
-      for (int64_t i = 0; i < count; ++i) run_step(steps[i], place, rough, 1);
-    }
-    busy[static_cast<size_t>(lane)].store(0);
-  });
-}
-
-// Pooling over channels-last memory; `sizes` are the fields of Window in their order.
-CAFFETOOLS_API void caffetools_pool_run(const int64_t* sizes, const float* x, float* y, int largest, int threads) {
-  Window w;
-  static_assert(sizeof w == 16 * sizeof(int64_t), "Window is sixteen numbers");
-  std::memcpy(&w, sizes, sizeof w);
-  const ConvKernel& kernel = CAFFETOOLS_IN_USE(conv_kernel);
-  parallel_for(threads, w.n * w.oh, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row)
-    kernel.pool_row(w, x + row / w.oh * w.h * w.w * w.x_pitch, row % w.oh, largest != 0, y + row * w.ow * w.y_pitch);
-  });
 }

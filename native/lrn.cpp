@@ -115,7 +115,7 @@ bool normalize(const float* x, float* y, int64_t n, int64_t c, int64_t hw, int64
 using namespace caffetools;
 
 // The version of this interface; the loader refuses others.
-CAFFETOOLS_API int caffetools_native_version() { return 11; }
+CAFFETOOLS_API int caffetools_native_version() { return 12; }
 
 // Use the best kernel up to `variant` from now on (as variants.h numbers them); returns whether it is that very one. For tests.
 // The variant in use (variants.h).

@@ -2,7 +2,10 @@
 // has put aside (on a machine with other work) delays nobody. OpenMP's loops wait for every thread of the team.
 #pragma once
 
+#include <atomic>
+#include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace caffetools {
 
@@ -45,5 +48,36 @@ void parallel_for(int threads, int64_t count, const Body& body) {
   }
   run_loop(threads, count, Loop(body));
 }
+
+// Places of memory for the threads of one loop, as many as there are threads.
+class LaneSet {
+ public:
+  explicit LaneSet(int count) : busy_(static_cast<std::size_t>(count)) {}
+
+ private:
+  friend class Lane;
+  std::vector<std::atomic<bool>> busy_;
+};
+
+// The last one of each thread, which finds there what it has in its cache.
+inline thread_local std::size_t last_lane = 0;
+
+// One of them, as long as this object lives.
+class Lane {
+ public:
+  explicit Lane(LaneSet& lanes) : lanes_(lanes), number_(last_lane % lanes.busy_.size()) {
+    for (bool free = false; !lanes_.busy_[number_].compare_exchange_strong(free, true); free = false)
+      number_ = (number_ + 1) % lanes_.busy_.size();
+    last_lane = number_;
+  }
+  ~Lane() { lanes_.busy_[number_].store(false); }
+  Lane(const Lane&) = delete;
+  Lane& operator=(const Lane&) = delete;
+  int64_t number() const { return static_cast<int64_t>(number_); }
+
+ private:
+  LaneSet& lanes_;
+  std::size_t number_;
+};
 
 }  // namespace caffetools

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _FILE = library_file("_kernels")
-_VERSION = 11
+_VERSION = 12
 # Below this the kernel's arithmetic, which relies on scale being a normal positive number, is not used.
 SMALLEST_K = 1e-30
 

@@ -55,7 +55,7 @@ class _Steps(ctypes.Structure):
 
 
 class Step(ctypes.Structure):
-    """``CaffetoolsStep`` of native/conv.cpp: one operator of a program.
+    """``CaffetoolsStep`` of native/steps.cpp: one operator of a program.
 
     Places are ``MEMORY`` (at an offset in floats), ``INPUT`` and ``OUTPUT``.
     """
@@ -70,7 +70,7 @@ class Step(ctypes.Structure):
     ]
 
 
-CONVOLVE, POOL, NORMALIZE, MULTIPLY, SOFTMAX = range(5)
+CONVOLVE, POOL, NORMALIZE, MULTIPLY, SOFTMAX, CONVOLVE_AND_POOL = range(6)
 MEMORY, INPUT, OUTPUT = range(3)
 
 
@@ -126,6 +126,10 @@ class NativeConv:
         self.scratch_floats = int(loaded.caffetools_conv_scratch(self.handle))
         self.algorithm = int(loaded.caffetools_conv_algorithm(self.handle))
 
+    def pooled_scratch(self, sizes: ctypes.Array[ctypes.c_int64], threads: int) -> int:
+        """Return the floats of scratch of a run that pools the outputs at once (``sizes``: :func:`pool_sizes`; ``algorithm`` 1)."""
+        return int(kernels().caffetools_conv_pool_scratch(self.handle, sizes, threads))
+
     def __del__(self) -> None:
         if getattr(self, "handle", None):
             self._destroy(self.handle)
@@ -160,7 +164,7 @@ def conv_run() -> Any:
 
 
 def sequence_run() -> Any:
-    """Return the C function ``caffetools_sequence_run``; see native/conv.cpp."""
+    """Return the C function ``caffetools_sequence_run``; see native/steps.cpp."""
     return kernels().caffetools_sequence_run
 
 
@@ -236,6 +240,8 @@ def kernels() -> Any:
         loaded.caffetools_conv_scratch.argtypes = [Pointer]
         loaded.caffetools_conv_scratch.restype = ctypes.c_int64
         loaded.caffetools_conv_algorithm.argtypes = [Pointer]
+        loaded.caffetools_conv_pool_scratch.restype = ctypes.c_int64
+        loaded.caffetools_conv_pool_scratch.argtypes = [Pointer, Pointer, ctypes.c_int]
         loaded.caffetools_conv_run.argtypes = [Pointer] * 5 + [ctypes.c_int]
         loaded.caffetools_conv_run.restype = None
         whole = ctypes.c_int64

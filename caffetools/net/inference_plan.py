@@ -13,9 +13,9 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from caffetools.layers import inference
+from caffetools.layers import inference, native_conv
 from caffetools.layers.base import Layer, Shape
-from caffetools.layers.native_conv import Layout, NativeConv
+from caffetools.layers.native_conv import NativeConv
 from caffetools.layers.native_product import MOST_ROWS, NativeProduct
 from caffetools.net.inference_program import Operator, Program, ToChannelsLast, Value
 from caffetools.net.inference_run import BoundProgram
@@ -24,6 +24,7 @@ _ALIGNMENT = 16  # floats: a cache line
 _NARROW = 8  # outputs of a group
 _CACHE_FLOATS = 384 * 1024  # of a second-level cache, in use
 _HEAD_WEIGHTS = 4 * 1024 * 1024  # floats
+_LARGE_FLOATS = 192 * 1024  # of a blob of one image that leaves the second-level cache before it is pooled
 _MOST_SOFTMAX = 64 * 1024  # values: torch's exp is the faster one for large maps, a call of torch takes 0.1 to 0.3 ms
 
 
@@ -53,6 +54,7 @@ class InferencePlan:
             value.kept = True
         self._fuse()
         self._place_concatenations()
+        self._fuse_poolings()
         self._split_batch()
         self.program.arena_floats = self._plan_memory()
         self._pack(like)
@@ -167,6 +169,23 @@ class InferencePlan:
                     value.parent = (top, first)
                 first += value.shape4[1]
 
+    def _fuse_poolings(self) -> None:
+        """Pool the rows of large blobs that only a pooling reads as soon as a convolution has made them, while the cache holds them."""
+        for index, operator in enumerate(self.program.operators):
+            form, value = operator.form, operator.outputs[0]
+            if operator.dropped or not isinstance(form, inference.Conv) or _is_depthwise(form) or operator.residual is not None:
+                continue
+            if value.kept or value.parent is not None or len(value.consumers) != 1 or value.size < _LARGE_FLOATS * value.shape4[0]:
+                continue
+            follower = self.program.operators[value.consumers[0]]
+            if not isinstance(follower.form, inference.Pool) or native_conv.choice(
+                form, self.program.layout(operator.inputs[0], value, index)
+            ):
+                continue
+            operator.pool, operator.unpooled = follower.form, value
+            operator.outputs, follower.dropped = follower.outputs, True
+            operator.outputs[0].producer = index
+
     def _split_batch(self) -> None:
         """Choose the head: the first operators, which are run for a few images at a time so that their blobs stay in the cache.
 
@@ -195,6 +214,7 @@ class InferencePlan:
         largest = max(v.root.size // n for v in produced)
         images = max(m for m in range(1, n + 1) if n % m == 0 and (m == 1 or m * largest <= _CACHE_FLOATS))
         self.program.repeats = n // images
+        produced |= {o.unpooled for o in self.program.operators[: self.program.head] if o.unpooled is not None}
         for value in {v for made in produced for v in (made, made.root)} - {self.program.boundary}:
             value.shape = (images, *value.shape[1:])
 
@@ -262,13 +282,15 @@ class InferencePlan:
             if operator.dropped or not isinstance(operator.form, (inference.Conv, inference.Product)):
                 continue
             x, y = operator.inputs[0], operator.outputs[0]
-            planar = x.producer < 0 and x.shape4[1] > 1 and x.shape4[2] * x.shape4[3] > 1
-            residual_pitch = operator.residual.pitch if operator.residual is not None else 0
-            layout = Layout(self.program.run_shape(x, index), self.program.run_shape(y, index), x.pitch, y.pitch, residual_pitch, planar)
             if isinstance(operator.form, inference.Product):
-                operator.conv = NativeProduct(operator.form, operator.activation, layout)
-            else:
-                operator.conv = NativeConv(operator.form, operator.activation, layout, like=packed.get(operator.layer))
+                operator.conv = NativeProduct(operator.form, operator.activation, self.program.layout(x, y, index))
+                continue
+            made = operator.unpooled or y
+            layout, algorithm = self.program.layout(x, made, index, operator.residual), 1 if operator.pool is not None else 0
+            operator.conv = NativeConv(operator.form, operator.activation, layout, like=packed.get(operator.layer), algorithm=algorithm)
+            if operator.pool is not None:
+                sizes, threads = native_conv.pool_sizes(operator.pool, self.program.layout(made, y, index)), self.program.threads
+                operator.conv.scratch_floats = operator.conv.pooled_scratch(sizes, 1 if index < self.program.head else threads)
 
 
 class _Arena:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from caffetools.layers import inference
 from caffetools.layers.base import Layer, Shape
-from caffetools.layers.native_conv import NativeConv, Shape4
+from caffetools.layers.native_conv import Layout, NativeConv, Shape4
 from caffetools.layers.native_product import NativeProduct
 
 
@@ -78,6 +78,7 @@ class Operator:
         residual: Added to a convolution's result before that.
         dropped: It was fused into another one.
         conv: A convolution's or inner product's native operator, once the plan is complete.
+        pool: Pooling of a convolution's results, which are ``unpooled`` and have no place in memory.
     """
 
     layer: Layer | None
@@ -88,6 +89,8 @@ class Operator:
     residual: Value | None = None
     dropped: bool = False
     conv: NativeConv | NativeProduct | None = None
+    pool: inference.Pool | None = None
+    unpooled: Value | None = None
 
 
 @dataclass
@@ -121,3 +124,9 @@ class Program:
         n, c, h, w = value.shape4
         whole = value.producer < 0 or value.root is self.boundary
         return (n // self.repeats if whole and index < self.head else n), c, h, w
+
+    def layout(self, x: Value, y: Value, index: int, residual: Value | None = None) -> Layout:
+        """Return where operator ``index`` reads ``x`` and writes ``y``."""
+        planar = x.producer < 0 and x.shape4[1] > 1 and x.shape4[2] * x.shape4[3] > 1
+        pitch = residual.pitch if residual is not None else 0
+        return Layout(self.run_shape(x, index), self.run_shape(y, index), x.pitch, y.pitch, pitch, planar)

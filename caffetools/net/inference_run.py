@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from caffetools.layers import inference, native_conv
-from caffetools.layers.native_conv import Layout
 from caffetools.net.inference_program import Operator, Program, ToChannelsLast, Value
 
 
@@ -86,16 +85,18 @@ class BoundProgram:
         step = native_conv.Step(residual_place=-1)
         step.x_place, step.x = place(x)
         step.y_place, step.y = place(y)
-        shapes = self.program.run_shape(x, index), self.program.run_shape(y, index)
-        n, c, h, w = shapes[0]
-        if operator.conv is not None:
+        n, c, h, w = self.program.run_shape(x, index)
+        if operator.pool is not None and operator.unpooled is not None and operator.conv is not None:
+            step.kind, step.handle, step.largest = native_conv.CONVOLVE_AND_POOL, operator.conv.handle, int(operator.pool.largest)
+            step.sizes = self._kept_sizes(native_conv.pool_sizes(operator.pool, self.program.layout(operator.unpooled, y, index)))
+        elif operator.conv is not None:
             step.kind = native_conv.CONVOLVE if isinstance(form, inference.Conv) else native_conv.MULTIPLY
             step.handle = operator.conv.handle
             if operator.residual is not None:
                 step.residual_place, step.residual = place(operator.residual)
         elif isinstance(form, inference.Pool):
             step.kind, step.largest = native_conv.POOL, int(form.largest)
-            step.sizes = self._kept_sizes(native_conv.pool_sizes(form, Layout(*shapes, x.pitch, y.pitch)))
+            step.sizes = self._kept_sizes(native_conv.pool_sizes(form, self.program.layout(x, y, index)))
         elif isinstance(form, inference.CrossChannelNorm) and _dense(operator):
             step.kind, step.alpha, step.beta, step.k = native_conv.NORMALIZE, form.alpha, form.beta, form.k
             step.sizes = self._kept_sizes((ctypes.c_int64 * 4)(n, c, h * w, form.size))

@@ -111,6 +111,51 @@ def test_branches_sums_and_shared_blobs() -> None:
                     torch.testing.assert_close(found[blob], expected[blob].contiguous(), rtol=1e-5, atol=1e-5)
 
 
+POOLED = """
+layer {{ name: "data" type: "Input" top: "data" input_param {{ shape {{ dim: 6 dim: {planes} dim: 37 dim: 33 }} }} }}
+layer {{ name: "c" type: "Convolution" bottom: "data" top: "c" convolution_param {{ num_output: 40 group: {groups} {conv}
+    weight_filler {{ type: "msra" }} bias_filler {{ type: "gaussian" std: 0.3 }} }} }}
+layer {{ name: "r" type: "ReLU" bottom: "c" top: "c" }}
+layer {{ name: "p" type: "Pooling" bottom: "c" top: "p" pooling_param {{ {pool} }} }}
+layer {{ name: "d" type: "Convolution" bottom: "p" top: "d" convolution_param {{ num_output: 20 kernel_size: 1 weight_filler {{ type: "msra" }} }} }}
+layer {{ name: "cat" type: "Concat" bottom: "d" bottom: "p" top: "cat" }}
+layer {{ name: "ave" type: "Pooling" bottom: "cat" top: "ave" pooling_param {{ pool: AVE global_pooling: true }} }}
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    "pool", ["pool: MAX kernel_size: 3 stride: 2", "pool: AVE kernel_size: 3 stride: 2 pad: 1", "kernel_size: 2 stride: 2"]
+)
+@pytest.mark.parametrize(
+    ("planes", "groups", "conv"),
+    [
+        (3, 1, "kernel_size: 3 stride: 2"),
+        (3, 1, "kernel_size: 7 stride: 2 pad: 3"),
+        (16, 2, "kernel_size: 5 pad: 2"),
+        (16, 1, "kernel_size: 1"),
+    ],
+)
+def test_rows_of_a_convolution_are_pooled_as_they_are_made(
+    planes: int, groups: int, conv: str, pool: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("caffetools.net.inference_plan._LARGE_FLOATS", 1)
+    torch.manual_seed(4)
+    net = Net(parse(POOLED.format(planes=planes, groups=groups, conv=conv, pool=pool), NetParameter))
+    for images in (1, 6):
+        net.reshape({"data": (images, planes, 37, 33)})
+        x = torch.randn(images, planes, 37, 33)
+        with torch.no_grad():
+            expected = net.compute({"data": x}, ("p", "ave"))
+            plan = InferencePlan(net.layers, {"data": tuple(x.shape)}, ("ave",), threads)
+            assert [o.pool is not None for o in plan.program.operators if o.layer is not None and o.layer.name == "c"] == [True]
+            torch.testing.assert_close(plan.run({"data": x})["ave"], expected["ave"].contiguous(), rtol=1e-5, atol=1e-5)
+            # Pooled values that are wanted themselves, and a convolution's that are.
+            for wanted in (("p", "ave"), ("c", "p")):
+                found = InferencePlan(net.layers, {"data": tuple(x.shape)}, wanted, threads).run({"data": x})
+                torch.testing.assert_close(found["p"], expected["p"].contiguous(), rtol=1e-5, atol=1e-5)
+
+
 SOFTMAXES = """
 name: "softmaxes"
 layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 3 dim: 7 dim: 5 dim: 4 } } }
