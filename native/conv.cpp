@@ -399,7 +399,7 @@ void run_pooled(const Conv& conv, const Window& w, const float* x, float* y, boo
     scratch += padded_floats(conv);
   }
   // Few bands: where one begins, the rows that it shares with the one before are computed again.
-  const int64_t bands = threads == 1 ? 1 : std::min(w.oh, (2 * threads + w.n - 1) / w.n);
+  const int64_t bands = threads == 1 ? 1 : std::min(w.oh, (4 * threads + w.n - 1) / w.n);
   LaneSet lanes(threads);
   parallel_for(threads, w.n * bands, [&](int64_t begin, int64_t end) {
     const Lane lane(lanes);
