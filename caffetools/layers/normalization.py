@@ -93,30 +93,25 @@ class BatchNorm(Layer):
         return POINTWISE if self.global_stats else None
 
     def forward(self, x: Tensor) -> Tensor:
-        shape, eps = x.shape, self.eps
+        shape = x.shape
         if x.dim() < 2:
             x = x.reshape(-1, 1)
         scale, bias = (self.blobs[3], self.blobs[4]) if self.scale_bias else (None, None)
-        if self.global_stats:
-            mean, variance = self.running()
-            y = torch.batch_norm(x, scale, bias, mean, variance, False, 0.0, eps, False)
-        elif x.numel() == self.channels:
+        if self.global_stats or x.numel() > self.channels:
+            y = self._normalize(x, scale, bias)
+        else:
             # One value a channel: it is its own mean; torch refuses this.
             y = x - x
             if scale is not None and bias is not None:
                 tail = [1] * (x.dim() - 2)
                 y = y * scale.reshape(-1, *tail) + bias.reshape(-1, *tail)
             self._renew(x.detach().reshape(-1), torch.zeros_like(self.blobs[1]))
-        else:
-            # With momentum 1 torch leaves the batch's mean and corrected variance in these two.
-            mean, variance = torch.zeros_like(self.blobs[0]), torch.zeros_like(self.blobs[1])
-            y = torch.batch_norm(x, scale, bias, mean, variance, True, 1.0, eps, False)
-            count = x.numel() // self.channels
-            self._renew(mean, variance * ((count - 1) / count) if self.scale_bias else variance)
         return with_dense_gradient(y).reshape(shape)
 
-    def normalize_in_training(self, x: Tensor, scale: Tensor | None, shift: Tensor | None, *, rectify: bool, again: bool) -> Tensor | None:
+    def normalize_and_scale(self, x: Tensor, scale: Tensor | None, shift: Tensor | None, *, rectify: bool, again: bool) -> Tensor | None:
         """Compute this layer, a Scale layer above it and a ReLU above that as one operator; None where it does not take ``x``.
+
+        On the CPU it is ours where it takes ``x``, elsewhere torch's batch_norm. Statistics are float32 also for ``x`` in half precision.
 
         Args:
             x: The bottom.
@@ -125,10 +120,26 @@ class BatchNorm(Layer):
             rectify: Whether a ReLU follows.
             again: Whether a convolution above may compute the result again in the backward pass rather than keep it.
         """
-        if self.global_stats or self.scale_bias or not native_batch_norm.takes(x):
+        if self.scale_bias or x.dim() < 2 or (x.numel() == self.channels and not self.global_stats):
             return None
+        if self.global_stats or not native_batch_norm.takes(x):
+            y = self._normalize(x, scale, shift)
+            return with_dense_gradient(torch.relu_(y) if rectify else y)
         y, mean, variance = native_batch_norm.normalize(x, scale, shift, eps=self.eps, rectify=rectify, again=again)
         self._renew(mean, variance)
+        return y
+
+    def _normalize(self, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+        """Compute torch's batch_norm over (N, C, …) with this layer's statistics, and renew the running ones."""
+        cudnn = x.is_cuda and torch.backends.cudnn.enabled
+        if self.global_stats:
+            mean, variance = self.running()
+            return torch.batch_norm(x, scale, shift, mean, variance, False, 0.0, self.eps, cudnn)
+        # With momentum 1 torch leaves the batch's mean and corrected variance in these two.
+        mean, variance = torch.zeros_like(self.blobs[0]), torch.zeros_like(self.blobs[1])
+        y = torch.batch_norm(x, scale, shift, mean, variance, True, 1.0, self.eps, cudnn)
+        count = x.numel() // self.channels
+        self._renew(mean, variance * ((count - 1) / count) if self.scale_bias else variance)
         return y
 
     def native_training(self, gradient: bool) -> tuple[int, float]:

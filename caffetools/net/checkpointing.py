@@ -92,7 +92,7 @@ class Checkpointed:
         def compute(*inputs: Tensor) -> tuple[Tensor | None, ...]:
             local = dict(zip(names, inputs, strict=True))
             steps: dict[int, Step] = {}
-            if self._net.training_steps is not None and self._net.device.type == "cpu":
+            if self._net.training_steps is not None:
                 steps = self._net.training_steps.normalizing(current, wanted, self._net.run_layer, again=False)
             for offset, layer in enumerate(inside):
                 index = segment.start + offset

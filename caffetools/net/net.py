@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,7 +26,7 @@ from caffetools.net.param_sharing import restore_sharing, share_parameters
 from caffetools.net.phases import filter_net, make_state
 from caffetools.net.shape_plans import ShapePlan, ShapePlans, is_exclusive
 from caffetools.net.topology import check_blob_graph, name_loss_tops
-from caffetools.net.training_steps import TrainingSteps
+from caffetools.net.training_steps import Step, TrainingSteps
 from caffetools.proto.file_names import read_net_near_files
 from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import layer_line
@@ -149,6 +149,8 @@ class Net(nn.Module):
         if phase == TRAIN:
             self.training_steps = TrainingSteps(self.layers, self.gradients, self.overwriting)
             warn_of_gradients(self.layers, self.overwriting, self.gradients)
+        # Those of a pass on a GPU, made by the first one.
+        self._normalizing: TrainingSteps | None = None
         self.last_use = _last_use(self.layers)
         self._plans = ShapePlans(self.layers)
         self.inference = InferencePlans(self.layers, self._plans)
@@ -318,10 +320,7 @@ class Net(nn.Module):
         layers = (plan or self.plan()).layers
         wanted = self._wanted(keep)
         results: dict[str, Tensor] = {}
-        steps = {}
-        asked = any(blob.requires_grad for blob in blobs.values())
-        if self.training_steps is not None and torch.is_grad_enabled() and self.device.type == "cpu" and not asked:
-            steps = self.training_steps.of_pass(layers, wanted, self.run_layer)
+        steps = self._joined_steps(layers, wanted, asked=any(blob.requires_grad for blob in blobs.values()))
         for index, layer in enumerate(layers):
             if index in steps:
                 steps[index](blobs)
@@ -332,6 +331,21 @@ class Net(nn.Module):
                     results[name] = blobs[name]
                 del blobs[name]
         return results
+
+    def _joined_steps(self, layers: Sequence[Layer], wanted: Collection[str], *, asked: bool) -> dict[int, Step]:
+        """Return what to run in place of layers that are one operator; ``asked``: whether the caller wants the gradient of an input."""
+        on_cpu = self.device.type == "cpu"
+        if asked or torch.is_grad_enabled() != (self.phase == TRAIN):
+            return {}
+        if self.training_steps is not None and on_cpu:
+            return self.training_steps.of_pass(layers, wanted, self.run_layer)
+        if on_cpu or torch.compiler.is_compiling():
+            return {}
+        if self._normalizing is None:
+            # Without gradients, a layer that gets none is no obstacle.
+            every = [[True] * len(layer.bottoms) for layer in self.layers]
+            self._normalizing = self.training_steps or TrainingSteps(self.layers, every, self.overwriting)
+        return self._normalizing.normalizing(layers, wanted, self.run_layer)
 
     def _wanted(self, keep: Collection[str]) -> dict[str, None]:
         return dict.fromkeys((*self.outputs, *self.loss_weights, *keep))

@@ -1,4 +1,6 @@
-"""What a training pass on the CPU runs in place of its layers one by one, with the same bits of results but for BatchNorm's rounding.
+"""What a pass runs in place of its layers one by one, with the same bits of results but for BatchNorm's rounding.
+
+All three in training on the CPU, the last one on a GPU, in passes without gradients too:
 
 - A ReLU below a max pooling runs after it, on a quarter of the values: max(0, max(x)) = max(max(0, x)), and so is the value that gets the
   gradient.
@@ -268,7 +270,7 @@ class _NormalizedPass:
         layer.__dict__["training"] = self._own[index].training
         scale, shift = self._scale()
         rectify = relu is not None and relu not in self._late
-        y = layer.normalize_in_training(blobs[layer.bottoms[0]], scale, shift, rectify=rectify, again=self._again)
+        y = layer.normalize_and_scale(blobs[layer.bottoms[0]], scale, shift, rectify=rectify, again=self._again)
         if y is None:
             self._run_layer(index, layer, blobs)
         else:

@@ -22,7 +22,8 @@ class Precision:
     """Runs passes and updates of a solver in ``mode``; parameters, their gradients and the history are float32 in all of them.
 
     fp32: as Caffe. tf32: products of 10 bits on GPUs that have them, sums in float32. bf16, fp16: convolutions and inner products in half
-    precision (torch's autocast), losses and normalizations in float32; fp16 scales the loss so that small gradients do not vanish,
+    precision (torch's autocast), losses and normalizations in float32 (of BatchNorm, Scale and ReLU as one operator the
+    statistics); fp16 scales the loss so that small gradients do not vanish,
     and leaves out the updates whose gradients overflow, halving the scale (Micikevicius et al., 2018).
 
     Args:
