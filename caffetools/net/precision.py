@@ -13,9 +13,10 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def set_precision(net: Net, mode: str) -> Net:
     """Let the forward passes of ``net`` compute in ``mode`` from now on; for nets in use, not for training.
 
-    bf16, fp16: convolutions, inner products and what moves their values in half precision (torch's autocast); losses and
-    probabilities in float32, and normalizations, but for the values between BatchNorm, Scale and ReLU on GPUs. Weights of convolutions and inner products are rounded to it, which halves their memory. tf32: products of
-    10 bits on GPUs that have them, sums in float32; on the CPU float32. What a pass returns is float32 in all of them.
+    bf16, fp16: convolutions, inner products and what moves their values in half precision (torch's autocast); losses, probabilities and
+    normalizations in float32, but for the values between BatchNorm, Scale and ReLU on GPUs. Weights of convolutions and inner products are
+    rounded to it, which halves their memory. tf32: products of 10 bits on GPUs that have them, sums in float32; on the CPU float32. What a
+    pass returns is float32 in all of them.
 
     Args:
         net: On its device, with its weights.
