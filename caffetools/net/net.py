@@ -342,7 +342,7 @@ class Net(nn.Module):
         if on_cpu or torch.compiler.is_compiling():
             return {}
         if self._normalizing is None:
-            # Without gradients, a layer that gets none is no obstacle.
+            # Without gradients, a layer that gets none is joined all the same.
             every = [[True] * len(layer.bottoms) for layer in self.layers]
             self._normalizing = self.training_steps or TrainingSteps(self.layers, every, self.overwriting)
         return self._normalizing.normalizing(layers, wanted, self.run_layer)
