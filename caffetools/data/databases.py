@@ -77,12 +77,28 @@ def _inner_databases(folder: Path) -> str | None:
 
 
 def _refuse_hdf5(file: Path) -> None:
-    """Name the command for an HDF5 file; what other files are is named by :class:`LmdbFile`."""
+    """Name the command for an HDF5 file or a list of them; what other files are is named by :class:`LmdbFile`."""
     with contextlib.suppress(OSError), file.open("rb") as stream:
-        found = sniff_bytes(stream.read(HEAD))
+        head = stream.read(HEAD)
+        found = sniff_bytes(head)
         if found is not None and found.kind is Kind.HDF5:
-            hint = f"`caffetools dataset convert hdf5 {file} OUT` makes a database of it"
-            raise DataError(f"this is {found.noun}, not a database", path=file, hint=hint)
+            what = found.noun
+        elif found is not None and found.kind is Kind.TEXT and _names_hdf5(os.fsdecode(head.split(b"\n", 1)[0].strip())):
+            what = "a list of HDF5 files"
+        else:
+            return
+        hint = f"`caffetools dataset convert hdf5 {file} OUT` makes a database of it"
+        raise DataError(f"this is {what}, not a database", path=file, hint=hint)
+
+
+def _names_hdf5(name: str) -> bool:
+    """Return whether a file is HDF5 by its content, or by its name if there is none."""
+    try:
+        with Path(name).open("rb") as stream:
+            found = sniff_bytes(stream.read(HEAD))
+    except OSError:
+        return name.lower().endswith((".h5", ".hdf5"))
+    return found is not None and found.kind is Kind.HDF5
 
 
 class _DownloadedDatabase:

@@ -177,6 +177,8 @@ def test_the_commands_take_hdf5(tmp_path: Path, pictures: NDArray[np.float64]) -
     assert "The layer 'data' reads class, which the files do not have; they have 'data', 'label'." in missing.output
     refused = error_of(in_process("dataset", "export", mat, tmp_path / "out"))
     assert "this is an HDF5 file, not a database; `caffetools dataset convert hdf5" in refused
+    refused = error_of(in_process("dataset", "export", tmp_path / "list.txt", tmp_path / "out"))
+    assert f"this is a list of HDF5 files, not a database; `caffetools dataset convert hdf5 {tmp_path / 'list.txt'} OUT`" in refused
     assert run("convert", "hdf5", mat, tmp_path / "db").exit_code == 0
     dataset = LmdbDataset(tmp_path / "db")
     assert [dataset[number][1] for number in range(len(dataset))] == LABELS.ravel().tolist()
