@@ -6,7 +6,8 @@ reader    records per second of our LMDB reader and of py-lmdb, for records of s
 build     JPEGs of about 500 x 375 into an LMDB of 256 x 256 pixels: convert_imageset of ours with 2 threads, against one thread that
           decodes, resizes and puts with OpenCV and py-lmdb; peak memory
 mean      the mean of 3 x 256 x 256 records: ours, against a Python loop of py-lmdb, Datum and float64 NumPy
-layer     records per second of the Data layer: read, parsed, cropped to 227, mirrored, mean picture subtracted
+layer     records per second of the Data layer: read, parsed, cropped to 227, mirrored, mean picture subtracted; with a Python that has
+          pycaffe (``caffetools engine add caffe``), the same layer of real Caffe in turns with ours
 png       20,000 small PNGs into an LMDB: bytes per second against the JPEGs of ``build``
 training  an iteration of a small net on the layer's batches, and on one batch that is in memory
 
@@ -39,11 +40,13 @@ from caffetools.data.databases import LmdbWriter, record_key
 from caffetools.data.datum import array_to_datum
 from caffetools.data.lmdb_file import LmdbFile
 from caffetools.data.means import compute_mean
+from caffetools.engines.environments import find_environment
+from caffetools.errors import CaffeToolsError
 from caffetools.layers.registry import layer_class
 from caffetools.net.malloc_tuning import disable_malloc_trim
 from caffetools.proto.binary import write_binaryproto
 from caffetools.proto.schema import TRAIN, Datum, LayerParameter, NetParameter, SolverParameter
-from caffetools.proto.text import parse
+from caffetools.proto.text import parse, write_prototxt
 from caffetools.solver.solver import Solver
 
 _NET = """
@@ -296,6 +299,41 @@ def alone(param: LayerParameter, batch: int, rounds: int) -> dict[str, float]:
     return result
 
 
+_CAFFE = """
+import sys, time
+import caffe
+net, batch, ahead, count = caffe.Net(sys.argv[1], caffe.TRAIN), *map(int, sys.argv[2:])
+for _ in range(ahead):
+    net.forward()
+begin, cpu = time.perf_counter(), time.process_time()
+for _ in range(count):
+    net.forward()
+print(batch * count / (time.perf_counter() - begin), 1000 * (time.process_time() - cpu) / (batch * count))
+"""
+
+
+def layer_and_caffes(param: LayerParameter, batch: int, rounds: int, folder: Path) -> dict[str, float]:
+    """The figures of :func:`alone`, and of real Caffe's layer where there is a Python with pycaffe: the medians of three turns each."""
+    try:
+        python = str(find_environment("caffe").python)
+    except CaffeToolsError as error:
+        print(f"real Caffe is left out: {error}")
+        return alone(param, batch, rounds)
+    write_prototxt(folder / "data.prototxt", NetParameter(name="data", layer=[param]))
+    ahead = int(param.data_param.prefetch) + 1
+    command = [python, "-c", _CAFFE, str(folder / "data.prototxt"), *map(str, (batch, ahead, rounds * ahead))]
+    ours, caffes = [], []
+    for _ in range(3):
+        ours.append(alone(param, batch, rounds))
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "GLOG_minloglevel": "2"})
+        caffes.append([float(word) for word in done.stdout.split()])
+    result = {name: statistics.median(turn[name] for turn in ours) for name in ours[0]}
+    result["real Caffe: records/s"] = statistics.median(turn[0] for turn in caffes)
+    result["real Caffe: CPU ms/record"] = statistics.median(turn[1] for turn in caffes)
+    result["ours / real Caffe, records/s"] = statistics.median(a["records/s"] / b[0] for a, b in zip(ours, caffes, strict=True))
+    return result
+
+
 def behind_training(param: LayerParameter, batch: int, rounds: int) -> dict[str, float]:
     """Seconds per iteration with the batch there already, and with the layer's batches."""
     net = parse(_NET.replace("BATCH", str(batch)), NetParameter)
@@ -342,7 +380,7 @@ def main() -> None:
             "reader": lambda: reader(folder, options.rounds),
             "build": lambda: build(folder, options.pictures, options.rounds),
             "mean": lambda: mean(folder, options.rounds),
-            "layer": lambda: alone(param, options.batch, options.rounds),
+            "layer": lambda: layer_and_caffes(param, options.batch, options.rounds, folder),
             "png": lambda: png(folder, 10 * options.pictures, options.rounds),
             "training": lambda: {
                 f"s/iteration, batch {who}": s for who, s in behind_training(param, options.batch, options.rounds).items()
