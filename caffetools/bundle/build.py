@@ -105,7 +105,7 @@ def build_bundle(
         out: The folder to create; it appears only when the bundle is complete and its samples give what the net gives.
         target: ``jetson``, ``onnxruntime`` or ``opencv``.
         options: Mean, labels, scale and size in place of those of ``deploy.json``.
-        calibration: TensorRT's calibration cache for int8, as ``caffetools quantize`` writes it.
+        calibration: TensorRT's calibration cache for int8, as ``caffetools quantize`` writes it, for ``jetson``.
         output: The blob of the probabilities or detections, where the net has several outputs.
         pictures: Image files to copy as samples; drawn ones if empty.
         force: Replace an existing bundle.
@@ -123,6 +123,8 @@ def build_bundle(
     """
     if target not in TARGETS:
         raise DataError(f"unknown target '{target}'", hint=f"known are {', '.join(TARGETS)}")
+    if calibration is not None and not TARGETS[target].normalized:
+        raise DataError(f"a calibration cache is for TensorRT, which a bundle for {target} does not use", hint="--target jetson does")
     with (
         reported("bundle", f"Building a bundle for {target}", events),
         new_folder(out, force=force, replaceable=_is_bundle) as folder,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caffetools.cli.models import complete_model, deployed
-from caffetools.cli.options import Dialect, Labels, Mean, Plugin, Resize, Scale, not_standard_output
+from caffetools.cli.options import Dialect, Labels, Mean, Plugin, Resize, Scale, given_options, not_standard_output, refuse_options
 from caffetools.cli.show import console, print_json, print_next, progress_sink
 from caffetools.errors import CaffeToolsError
 
@@ -65,6 +65,9 @@ def bundle(
         from caffetools.bundle.check import check_bundle
         from caffetools.bundle.standalone import BACKENDS
 
+        refuse_options(
+            (option for option in given_options() if option not in ("--engine", "--json")), "is for writing a bundle, not for bundle check"
+        )
         if engine not in ("auto", *BACKENDS):
             raise typer.BadParameter(f"'{engine}' is not known; auto, {', '.join(BACKENDS)} are", param_hint="--engine")
         with progress_sink("Checking") as events:
@@ -73,6 +76,7 @@ def bundle(
         return
     if len(files) != 2 or out is None:
         raise CaffeToolsError("bundle needs DEPLOY, WEIGHTS and -o DIR, or check DIR")
+    refuse_options({"--engine"}.intersection(given_options()), "is for bundle check; --target chooses the runtime of a bundle")
     from caffetools.bundle.build import build_bundle
     from caffetools.data.images import parse_size
     from caffetools.infer.classifier import PreprocessOptions, find_pictures

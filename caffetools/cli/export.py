@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
-from caffetools.cli.options import Dialect, Force, Plugin, check_output
+from caffetools.cli.options import Dialect, Force, Plugin, check_output, given_options, refuse_options
 from caffetools.cli.show import console, print_json, print_next, progress_sink
 
 if TYPE_CHECKING:
-    from caffetools.infer.classifier import PreprocessOptions
     from caffetools.infer.export import ExportOptions
     from caffetools.infer.torch_export import TorchFormat
     from caffetools.layers.base import Shape
     from caffetools.onnx.export import LrnForm
     from caffetools.onnx.verify import Verification
 
-_OPSET = 17
 InputShape = Annotated[
     list[str] | None,
     typer.Option(metavar="BLOB=N,C,H,W", help="Shape of an input, in place of the prototxt's. May be repeated.", show_default=False),
@@ -46,7 +44,7 @@ def export(
     deploy: DeployArgument,
     weights: WeightsArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
-    opset: Annotated[int, typer.Option(min=11, max=28, help="ONNX operator set version; old runtimes need a low one.")] = _OPSET,
+    opset: Annotated[int, typer.Option(min=11, max=28, help="ONNX operator set version; old runtimes need a low one.")] = 17,
     batch: Annotated[str, typer.Option(help="Batch size to fix, or 'dynamic'.")] = "dynamic",
     input_shape: InputShape = None,
     dynamic_axes: DynamicAxes = None,
@@ -58,7 +56,9 @@ def export(
     labels: Annotated[Path | None, typer.Option(help="File of class names, one a line; kept in the metadata.")] = None,
     preprocess: InGraph = False,
     lrn: Annotated[str, typer.Option(help="LRN across channels: node (ONNX's LRN), or band, which onnxruntime computes faster.")] = "node",
-    pictures: Annotated[list[str] | None, typer.Option(help="Picture, folder or pattern to verify on. May be repeated.")] = None,
+    pictures: Annotated[
+        list[str] | None, typer.Option(help="Picture, folder or pattern to verify on, at most 16 of all. May be repeated.")
+    ] = None,
     to: To = "onnx",
     force: Force = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -72,7 +72,7 @@ def export(
     A blob may differ by at most 4 times the float32 error of caffetools' own engine; more is a failure (exit code 1).
     """
     from caffetools.data.images import parse_size
-    from caffetools.infer.classifier import PreprocessOptions, find_pictures
+    from caffetools.infer.classifier import PreprocessOptions, find_pictures, spread
     from caffetools.infer.export import ExportOptions, export_deployed, preprocessing_of_part
     from caffetools.net.malloc_tuning import return_large_blocks
     from caffetools.project.next_step import after_export
@@ -90,13 +90,14 @@ def export(
         lrn=_lrn(lrn),
     )
     to, how, converter = _for_converter(to, how)
-    check_output(*_files(out, to, how, options, pictures), force=force)
+    check_output(*_files(out, to, how), force=force)
     net, parameters, prepared = deployed(deploy, weights, options)
     prepared = preprocessing_of_part(how, options, prepared)
     if to != "onnx":
         _to_torch(net, parameters, out, how, to, converter, as_json=json)
         return
-    images = find_pictures(pictures or [])[:_MOST_PICTURES]
+    found = find_pictures(pictures or [])
+    images = [found[number] for number in spread(len(found), _MOST_PICTURES)]
     with progress_sink("Exporting") as events:
         verification = export_deployed(net, parameters, out, prepared, how, pictures=images, events=events)
     command = converter.command(out, _inputs(out)) if converter is not None else ""
@@ -186,27 +187,20 @@ def _print_converter(converter: _Converter, command: str) -> None:
     console.print(f"Then, with `pip install {converter.package}`:\n  {command}", markup=False, soft_wrap=True, highlight=False)
 
 
-def _files(out: Path, to: str, how: ExportOptions, options: PreprocessOptions, pictures: Collection[str] | None) -> list[Path]:
+# What only an ONNX file keeps.
+_OF_ONNX = {"--preprocess", "--opset", "--lrn", "--pictures", "--mean", "--scale", "--resize", "--labels"}
+
+
+def _files(out: Path, to: str, how: ExportOptions) -> list[Path]:
     """Return the files that will be written; an option that has no effect on them is an error."""
     if to == "onnx":
         return [out]
-    from caffetools.errors import CaffeToolsError
     from caffetools.infer.torch_export import torch_files
 
     kind = _torch_format(to)
-    only_onnx = {
-        "--preprocess": how.preprocess,
-        "--opset": how.opset != _OPSET,
-        "--lrn": how.lrn != "node",
-        "--pictures": pictures is not None,
-        "--mean": options.mean is not None,
-        "--scale": options.scale is not None,
-        "--resize": options.resize is not None,
-        "--labels": options.labels is not None,
-        "--dynamic-axes with height or width": bool({"height", "width"} & set(how.dynamic_axes)),
-    }
-    for option in (option for option, given in only_onnx.items() if given):
-        raise CaffeToolsError(f"{option} is for ONNX files; a {to} file has the net alone", hint="leave it out")
+    axes = {"--dynamic-axes"} if {"height", "width"} & set(how.dynamic_axes) else set()
+    given = [option for option in given_options() if option in _OF_ONNX | axes]
+    refuse_options(given, f"is for ONNX files; a {to} file has the net alone")
     return torch_files(out, kind)
 
 

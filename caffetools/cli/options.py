@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -114,11 +115,33 @@ def not_standard_output(path: Any) -> Any:
     return path
 
 
-def _values_of_parameters(*, but: str) -> list[object]:
-    """Return the values of the running command's arguments and options, those of ``but`` left out; values of lists one by one."""
+def given_options() -> list[str]:
+    """Return the options of the running command that are on its command line, by their first long names, in the order of its help."""
+    context = _context()
+    if context is None:
+        return []
+    options = [parameter for parameter in context.command.params if parameter.param_type_name == "option"]
+    given = [option for option in options if getattr(context.get_parameter_source(option.name or ""), "name", "") == "COMMANDLINE"]
+    return [next((name for name in option.opts if name.startswith("--")), option.opts[0]) for option in given]
+
+
+def refuse_options(given: Iterable[str], reason: str) -> None:
+    """Raise :class:`CaffeToolsError` for the first option of ``given``: it ``reason`` ("is for ...")."""
+    from caffetools.errors import CaffeToolsError
+
+    for option in given:
+        raise CaffeToolsError(f"{option} {reason}", hint="leave it out")
+
+
+def _context() -> Any:
     # typer carries its own copy of click; older releases of it use the installed one.
     globals_of_click = import_module(typer.Context.__mro__[1].__module__.replace(".core", ".globals"))
-    context = globals_of_click.get_current_context(silent=True)
+    return globals_of_click.get_current_context(silent=True)
+
+
+def _values_of_parameters(*, but: str) -> list[object]:
+    """Return the values of the running command's arguments and options, those of ``but`` left out; values of lists one by one."""
+    context = _context()
     values = [value for name, value in (context.params if context is not None else {}).items() if name != but]
     return [one for value in values for one in (value if isinstance(value, list | tuple) else [value])]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
-from caffetools.cli.options import Dialect, Force, Labels, Mean, Plugin, Resize, Scale, check_output
+from caffetools.cli.options import Dialect, Force, Labels, Mean, Plugin, Resize, Scale, check_output, given_options, refuse_options
 from caffetools.cli.show import console, print_json, print_next, print_table, progress_sink, shortened
 
 if TYPE_CHECKING:
@@ -87,6 +87,11 @@ def quantize(
     from caffetools.project.next_step import after_quantize
     from caffetools.quant.quantize import QuantizeOptions, table_paths
 
+    given = given_options()
+    if precision == "fp16":
+        refuse_options((option for option in _OF_INT8 if option in given), "is for int8")
+    if method != "percentile":
+        refuse_options({"--percentile"}.intersection(given), "is for --method percentile")
     options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
     chosen = () if tables == "none" else _names(tables)
     how = QuantizeOptions(precision, method, percentile, _names(keep), min_agreement, chosen, batch, opset, resume)  # type: ignore[arg-type]
@@ -100,6 +105,10 @@ def quantize(
     else:
         _print(done)
         print_next(after_quantize(deploy, out))
+
+
+# Without effect on fp16, for which nothing is counted.
+_OF_INT8 = ("--method", "--percentile", "--ranges", "--tables", "--resume")
 
 
 def _names(text: str) -> tuple[str, ...]:

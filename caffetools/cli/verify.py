@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
-from caffetools.cli.options import Dialect, Mean, Plugin, Resize, Scale
-from caffetools.cli.show import print_json, print_next, print_table, progress_sink
+from caffetools.cli.options import Dialect, Mean, Plugin, Resize, Scale, given_options, refuse_options
+from caffetools.cli.show import console, print_json, print_next, print_table, progress_sink
 
 if TYPE_CHECKING:
     from caffetools.infer.compare import Candidate, OutputComparison
@@ -31,6 +31,7 @@ def verify(
         list[str] | None,
         typer.Option("--pictures", "--images", help="Picture, folder or pattern to compare on; by default random inputs. May be repeated."),
     ] = None,
+    most: Annotated[int, typer.Option(min=1, help="Pictures to take at most, spread evenly over all.")] = 500,
     mean: Mean = None,
     scale: Scale = None,
     resize: Resize = None,
@@ -48,10 +49,15 @@ def verify(
     opencv and caffe run in environments of their own: `caffetools engine add opencv4|caffe`. tensorrt needs its package and an NVIDIA GPU.
     """
     from caffetools.data.images import parse_size
-    from caffetools.infer.classifier import PreprocessOptions, find_pictures
+    from caffetools.infer.classifier import PreprocessOptions, find_pictures, spread
     from caffetools.infer.compare import Candidate, compare_engines
     from caffetools.project.next_step import after_verify
 
+    given = given_options()
+    if pictures:
+        refuse_options({"--seed"}.intersection(given), "is for random inputs, and --images gives pictures")
+    else:
+        refuse_options((option for option in _OF_PICTURES if option in given), "is for --images, and the inputs are random here")
     names = [name.strip() for name in engines.split(",") if name.strip()]
     if not names:
         raise typer.BadParameter("name at least one engine", param_hint="--engines")
@@ -59,11 +65,13 @@ def verify(
     others = [_candidate(text) for text in models or []]
     if _has_weights(deploy):
         # It has its weights in it: what follows are the others.
-        own = [Candidate(deploy), *([] if str(weights) == "-" else [_candidate(str(weights))])]
+        own = [Candidate(deploy, engine=name) for name in names] if "--engines" in given else [Candidate(deploy)]
+        own += [] if str(weights) == "-" else [_candidate(str(weights))]
     else:
         net, parameters, prepared = deployed(deploy, weights, prepared)
         own = [Candidate(net, parameters, name) for name in names]
-    files = find_pictures(pictures or [])[:_MOST_IMAGES]
+    found = find_pictures(pictures or [])
+    files = [found[number] for number in spread(len(found), most)]
     with progress_sink("Comparing") as events:
         rows = compare_engines(
             own[0],
@@ -76,6 +84,8 @@ def verify(
     if json:
         print_json([{**row.__dict__, "relative": row.relative} for row in rows])
     else:
+        if files:
+            console.print(f"On {len(files)} of {len(found)} pictures:" if len(files) < len(found) else f"On {len(files)} pictures:")
         print_table(("engine: model", "output", ">largest", ">relative", ">mean", ">cosine", ">top-1", ">ms", ""), map(_cells, rows))
     if any(not row.reason and not row.relative <= tolerance for row in rows) or all(row.reason for row in rows[1:]):
         raise typer.Exit(1)
@@ -83,8 +93,8 @@ def verify(
         print_next(after_verify(deploy, weights))
 
 
-# All images are one batch.
-_MOST_IMAGES = 16
+# What prepares pictures.
+_OF_PICTURES = ("--most", "--mean", "--scale", "--resize")
 
 
 def _has_weights(model: Path | str) -> bool:

@@ -378,6 +378,11 @@ def find_pictures(names: Iterable[PathLike]) -> list[str]:
     return found
 
 
+def spread(count: int, limit: int) -> list[int]:
+    """Return up to ``limit`` of ``count`` numbers, evenly spread, so that each class of a sorted list has its share."""
+    return list(range(count)) if count <= limit else [index * count // limit for index in range(limit)]
+
+
 def _below(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ class OutputComparison:
         scale: Largest absolute value of the reference.
         cosine: Cosine of the two outputs as vectors; 1 for equal directions.
         top1: Share of items with the same largest class; None for an output that is not a vector for each item.
-        milliseconds: Median duration of a batch.
+        milliseconds: Median duration of a batch (16 images or fewer).
         reason: Why there is no comparison; empty where there is one.
     """
 
@@ -88,6 +89,7 @@ def compare_engines(
     *,
     images: Sequence[PathLike] = (),
     options: PreprocessOptions | None = None,
+    batch: int = 16,
     repeats: int = 3,
     seed: int = 0,
     events: EventSink = ignore,
@@ -102,7 +104,8 @@ def compare_engines(
         candidates: The others.
         images: Image files, prepared by ``deploy.json`` or the ONNX metadata of the reference; seeded random inputs when empty.
         options: Mean, scale and size in place of the stored ones.
-        repeats: Timed runs of a batch.
+        batch: Images a run.
+        repeats: Timed runs of the first batch; each further one of the same size is timed once.
         seed: Seed of random inputs.
         events: Receives ``Progress``.
         cancel: Checked between runs.
@@ -111,74 +114,145 @@ def compare_engines(
         A row for each output of each; a candidate that cannot run gets one row with the reason.
 
     Raises:
-        CaffeToolsError: The reference cannot run.
+        CaffeToolsError: The reference cannot run, or an image cannot be read.
         Cancelled: ``cancel`` was set.
     """
     with ExitStack() as stack:
-        engine, known = _open(reference, stack)
-        batch = _images(engine, known, images, options) if images else _random(reference, engine, seed)
-        expected, milliseconds = _timed(engine, batch, repeats)
-        rows = [OutputComparison(reference.name, name, scale=_largest(expected[name]), milliseconds=milliseconds) for name in expected]
-        for index, candidate in enumerate(candidates, 1):
-            if cancel is not None:
-                cancel.raise_if_cancelled("the comparison")
-            rows += _candidate_rows(candidate, batch, expected, repeats)
-            events(Progress(task="verify", done=index, total=len(candidates), unit="engines"))
-    return rows
+        first = _Run(reference)
+        stack.callback(first.close)
+        engine = first.open()
+        batches = _batches(first.preprocessing, engine, images, options, batch) if images else iter([_random(reference, engine, seed)])
+        runs = [_Run(candidate) for candidate in candidates]
+        for run in runs:
+            stack.callback(run.close)
+        rounds = -(-len(images) // batch) or 1
+        for done, given in enumerate(batches):
+            expected = first.predict(given, repeats)
+            first.measure(expected)
+            for index, run in enumerate(runs, 1):
+                if cancel is not None:
+                    cancel.raise_if_cancelled("the comparison")
+                run.compare_on(given, expected, repeats)
+                if done + 1 == rounds:
+                    run.close()
+                events(Progress(task="verify", done=done * len(runs) + index, total=rounds * len(runs), unit="runs"))
+        return [row for run in (first, *runs) for row in run.rows()]
 
 
-def _candidate_rows(
-    candidate: Candidate, batch: Mapping[str, Array], expected: Mapping[str, Array], repeats: int
-) -> list[OutputComparison]:
-    try:
-        with ExitStack() as stack:
-            engine, _ = _open(candidate, stack)
-            given = dict(zip(engine.inputs, batch.values(), strict=True)) if set(engine.inputs) != set(batch) else batch
-            got, milliseconds = _timed(engine, given, repeats)
-    except CaffeToolsError as error:
-        return [OutputComparison(candidate.name, reason=str(error))]
-    except ValueError:
-        return [OutputComparison(candidate.name, reason=f"it has other inputs ({', '.join(engine.inputs)})")]
-    pairs = {name: name for name in expected if name in got}
-    if not pairs and len(got) == len(expected):
-        pairs = dict(zip(expected, got, strict=True))
-    if not pairs:
-        return [OutputComparison(candidate.name, reason=f"it has other outputs ({', '.join(got)})")]
-    return [_compare(candidate.name, name, expected[name], got[other], milliseconds) for name, other in pairs.items()]
+class _Run:
+    """A candidate, its engine while it is open, and how far its outputs have been from the reference's."""
+
+    def __init__(self, candidate: Candidate):
+        self.candidate = candidate
+        self.preprocessing: Preprocessing | None = None
+        self._engine: Engine | None = None
+        self._totals: dict[str, _Totals] = {}
+        self._items, self._durations, self._reason = 0, list[float](), ""
+
+    def open(self) -> Engine:
+        """Return the engine. Raises :class:`CaffeToolsError` where it is not there or does not take the model."""
+        if self._engine is None:
+            self._engine, self.preprocessing = open_engine(self.candidate.model, self.candidate.weights, engine=self.candidate.engine)
+        return self._engine
+
+    def close(self) -> None:
+        if isinstance(self._engine, ExternalEngine):
+            self._engine.close()
+        self._engine = None
+
+    def predict(self, batch: Mapping[str, Array], repeats: int) -> dict[str, Array]:
+        """Return the outputs; a batch of another number of items than the first is not timed."""
+        engine, items = self.open(), len(next(iter(batch.values()), ()))
+        if self._items and items != self._items:
+            return engine.predict(batch)
+        if not self._items:
+            self._items, outputs = items, engine.predict(batch)
+        else:
+            repeats = min(repeats, 1)
+        for _ in range(repeats):
+            start = time.perf_counter()
+            outputs = engine.predict(batch)
+            # What an engine measures itself is without the way to its process and back.
+            self._durations.append(engine.seconds if isinstance(engine, ExternalEngine) else time.perf_counter() - start)
+        return outputs
+
+    def compare_on(self, batch: Mapping[str, Array], expected: Mapping[str, Array], repeats: int) -> None:
+        """Run on the reference's inputs, and compare; nothing more after the first failure."""
+        if self._reason:
+            return
+        try:
+            inputs = self.open().inputs
+            if set(inputs) != set(batch) and len(inputs) != len(batch):
+                self._reason = f"it has other inputs ({', '.join(inputs)})"
+                return
+            given = batch if set(inputs) == set(batch) else dict(zip(inputs, batch.values(), strict=True))
+            self.compare(expected, self.predict(given, repeats))
+        except CaffeToolsError as error:
+            self._reason = str(error)
+
+    def compare(self, expected: Mapping[str, Array], got: Mapping[str, Array]) -> None:
+        """Count the differences of the outputs of one batch."""
+        pairs = {name: name for name in expected if name in got}
+        if not pairs and len(got) == len(expected):
+            pairs = dict(zip(expected, got, strict=True))
+        if not pairs:
+            self._reason = f"it has other outputs ({', '.join(got)})"
+        for name, other in pairs.items():
+            self._totals.setdefault(name, _Totals()).add(expected[name], got[other])
+
+    def measure(self, outputs: Mapping[str, Array]) -> None:
+        """Note the largest values of the reference, which is compared with nothing."""
+        for name, values in outputs.items():
+            totals = self._totals.setdefault(name, _Totals())
+            totals.scale = max(totals.scale, float(np.abs(values).max(initial=0)))
+
+    def rows(self) -> list[OutputComparison]:
+        """Return a row for each output, or one with the reason why there are none."""
+        if self._reason:
+            return [OutputComparison(self.candidate.name, reason=self._reason)]
+        milliseconds = float(np.median(self._durations or [0.0])) * 1000
+        return [totals.row(self.candidate.name, name, milliseconds) for name, totals in self._totals.items()]
 
 
-def _compare(candidate: str, name: str, expected: Array, got: Array, milliseconds: float) -> OutputComparison:
-    if expected.size != got.size:
-        shapes = " x ".join(map(str, got.shape))
-        return OutputComparison(candidate, name, reason=f"its output is {shapes}, not {' x '.join(map(str, expected.shape))}")
-    a, b = expected.astype(np.float64), got.reshape(expected.shape).astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        gaps = np.where(a == b, 0.0, np.abs(a - b))
-    gaps = np.where(np.isnan(gaps), np.inf, gaps)
-    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
-    top1 = None
-    if a.ndim >= 2 and a.shape[1] > 1 and a.size == a.shape[0] * a.shape[1]:
-        rows = [values.reshape(len(values), -1).argmax(1) for values in (a, b)]
-        top1 = float((rows[0] == rows[1]).mean())
-    cosine = float((a * b).sum() / norms) if norms else 1.0
-    return OutputComparison(candidate, name, float(gaps.max(initial=0)), float(gaps.mean()), _largest(expected), cosine, top1, milliseconds)
+@dataclass
+class _Totals:
+    """How far an output is from the reference's, over all batches."""
 
+    largest: float = 0.0
+    scale: float = 0.0
+    gaps: float = 0.0
+    values: int = 0
+    products: float = 0.0
+    squares: tuple[float, float] = (0.0, 0.0)
+    same: int = 0
+    items: int = 0
+    reason: str = ""
 
-def _open(candidate: Candidate, stack: ExitStack) -> tuple[Engine, Preprocessing | None]:
-    engine, known = open_engine(candidate.model, candidate.weights, engine=candidate.engine)
-    if isinstance(engine, ExternalEngine):
-        stack.callback(engine.close)
-    return engine, known
+    def add(self, expected: Array, got: Array) -> None:
+        if expected.size != got.size:
+            shapes = " x ".join(map(str, got.shape))
+            self.reason = self.reason or f"its output is {shapes}, not {' x '.join(map(str, expected.shape))}"
+            return
+        a, b = expected.astype(np.float64), got.reshape(expected.shape).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            gaps = np.where(a == b, 0.0, np.abs(a - b))
+        gaps = np.where(np.isnan(gaps), np.inf, gaps)
+        self.largest, self.scale = max(self.largest, float(gaps.max(initial=0))), max(self.scale, float(np.abs(a).max(initial=0)))
+        self.gaps, self.values = self.gaps + float(gaps.sum()), self.values + a.size
+        with np.errstate(invalid="ignore"):
+            self.products += float((a * b).sum())
+            self.squares = (self.squares[0] + float((a * a).sum()), self.squares[1] + float((b * b).sum()))
+        if a.ndim >= 2 and a.shape[1] > 1 and a.size == a.shape[0] * a.shape[1]:
+            classes = [values.reshape(len(values), -1).argmax(1) for values in (a, b)]
+            self.same, self.items = self.same + int((classes[0] == classes[1]).sum()), self.items + len(a)
 
-
-def _timed(engine: Engine, batch: Mapping[str, Array], repeats: int) -> tuple[dict[str, Array], float]:
-    outputs, durations = engine.predict(batch), []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        engine.predict(batch)
-        # What an engine measures itself is without the way to its process and back.
-        durations.append(engine.seconds if isinstance(engine, ExternalEngine) else time.perf_counter() - start)
-    return outputs, float(np.median(durations or [0.0])) * 1000
+    def row(self, candidate: str, output: str, milliseconds: float) -> OutputComparison:
+        if self.reason:
+            return OutputComparison(candidate, output, reason=self.reason)
+        norms = math.sqrt(self.squares[0] * self.squares[1])
+        cosine, top1 = self.products / norms if norms else 1.0, self.same / self.items if self.items else None
+        mean = self.gaps / self.values if self.values else 0.0
+        return OutputComparison(candidate, output, self.largest, mean, self.scale, cosine, top1, milliseconds)
 
 
 def _random(reference: Candidate, engine: Engine, seed: int) -> dict[str, Array]:
@@ -191,15 +265,14 @@ def _random(reference: Candidate, engine: Engine, seed: int) -> dict[str, Array]
     return {name: (random.randn(*shape) * 50).astype(np.float32) for name, shape in engine.inputs.items()}
 
 
-def _images(engine: Engine, known: Preprocessing | None, images: Sequence[PathLike], options: PreprocessOptions | None) -> dict[str, Array]:
+def _batches(
+    known: Preprocessing | None, engine: Engine, images: Sequence[PathLike], options: PreprocessOptions | None, batch: int
+) -> Iterator[dict[str, Array]]:
     blobs = [blob for blob, shape in engine.inputs.items() if len(shape) == 4]
     if len(engine.inputs) != 1 or not blobs:
         raise EngineError("comparing on images needs a net with one input of images")
     shape = engine.inputs[blobs[0]]
     how = merge_preprocessing(known or Preprocessing(), options or PreprocessOptions(), channels=shape[1])
     preprocessor = Preprocessor(shape, how)
-    return {blobs[0]: np.concatenate([preprocessor.centre(preprocessor.read(image)) for image in images])}
-
-
-def _largest(values: Array) -> float:
-    return float(np.abs(values).max(initial=0))
+    for start in range(0, len(images), batch):
+        yield {blobs[0]: np.concatenate([preprocessor.centre(preprocessor.read(image)) for image in images[start : start + batch]])}

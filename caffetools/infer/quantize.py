@@ -21,7 +21,7 @@ from caffetools.data.shards import is_index
 from caffetools.errors import CaffeToolsError, DataError, NetError, did_you_mean
 from caffetools.events import EventSink, Warned, ignore
 from caffetools.graph.passes.fold_batch_norm import fold_batch_norm
-from caffetools.infer.classifier import UNKNOWN_MEAN, PreprocessOptions, find_pictures
+from caffetools.infer.classifier import UNKNOWN_MEAN, PreprocessOptions, find_pictures, spread
 from caffetools.infer.export import ExportOptions, build_deployed, find_preprocessing, model_card
 from caffetools.infer.preprocess import Preprocessor
 from caffetools.infer.sidecar import read_preprocessing
@@ -83,7 +83,7 @@ class RecordImages:
     def __init__(self, blob: str, preprocessor: Preprocessor, path: PathLike, limit: int | None):
         self.blob, self._preprocessor = blob, preprocessor
         self._database = open_database(path)
-        self._numbers = _spread(len(self._database), limit or len(self._database))
+        self._numbers = spread(len(self._database), limit or len(self._database))
         self.identity = _digest(preprocessor, f"{Path(path).resolve()} {len(self._database)} {limit}", *self._fingerprints(path))
 
     def __len__(self) -> int:
@@ -174,7 +174,7 @@ def quantize_deployed(
     if files is None:
         source: PictureImages | RecordImages = RecordImages(blob, preprocessor, _single(calibration), images)
     else:
-        source = PictureImages(blob, preprocessor, [files[number] for number in _spread(len(files), images)])
+        source = PictureImages(blob, preprocessor, [files[number] for number in spread(len(files), images)])
     labelled = None if test is None else _labelled(test, blob, preprocessor)
     how = replace(how or QuantizeOptions(), trained=_trained(weights, ranges, how, events))
     return quantize_net(net, source, path, how, test=labelled, properties=card, events=events, cancel=cancel)
@@ -271,11 +271,6 @@ def _files_of_list(path: PathLike, names: Sequence[str]) -> list[str]:
     """Return the files that a list names: from its folder, or from the working directory if its first one is there."""
     root = Path(path).parent
     return [str(root / name) for name in names] if names and (root / names[0]).exists() else list(names)
-
-
-def _spread(count: int, limit: int) -> list[int]:
-    """Return up to ``limit`` of ``count`` numbers, evenly spread, so that each class of a sorted list has its share."""
-    return list(range(count)) if count <= limit else [index * count // limit for index in range(limit)]
 
 
 def _digest(preprocessor: Preprocessor, *parts: str) -> str:

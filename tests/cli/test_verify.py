@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from tests.cli.inprocess import run
+from caffetools.net.net import Net
+from caffetools.net.weights import load_weights, save_weights
+from tests.cli.inprocess import error_of, run
 from tests.infer.colours import write_net, write_pictures
 
 
@@ -61,3 +66,68 @@ def test_without_tensorrt_the_row_names_what_is_missing(tmp_path: Path) -> None:
     assert code == 2 and "the package tensorrt is not installed here" in err
     code, _, err = run("classify", *net, *write_pictures(tmp_path), "--engine", "tensorrt")
     assert code == 2 and "the package tensorrt is not installed here" in err
+
+
+def test_all_pictures_are_compared_in_batches(tmp_path: Path) -> None:
+    deploy, weights = write_net(tmp_path)
+    (tmp_path / "after").mkdir()
+    after = tmp_path / "after" / "after.caffemodel"
+    net = Net.from_file(deploy)
+    load_weights(net, weights)
+    with torch.no_grad():
+        # Red pictures become green.
+        net.layer("score").blobs[0].copy_(torch.tensor([[1, 0, 0], [0, 1, 2], [0, 0, 1]]) * 0.01)
+    save_weights(net, after)
+    (tmp_path / "pictures").mkdir()
+    colours = dict(zip(("blue", "green", "red"), write_pictures(tmp_path), strict=True))
+    for number in range(40):
+        shutil.copy(colours["red" if number >= 35 else "blue"], tmp_path / "pictures" / f"{number:02}.png")
+    command = ("verify", deploy, weights, f"{deploy}:{after}", "--images", tmp_path / "pictures", "--mean", "0", "--engines", "torch")
+    done = run(*command, "--tolerance", "2")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "On 40 pictures:")
+    [row] = [row for row in json.loads(run(*command, "--json").stdout) if row["candidate"] == "torch: after.caffemodel"]
+    pictures = [np.full((1, 3, 6, 8), 20, np.float32) for _ in range(40)]
+    for number, picture in enumerate(pictures):
+        picture[:, 2 if number >= 35 else 0] = 250
+    outputs = []
+    for file in (weights, after):
+        load_weights(net, file)
+        outputs.append(net({"data": torch.from_numpy(np.concatenate(pictures))})["prob"].detach().double().numpy())
+    a, b = outputs
+    assert row["top1"] == 35 / 40
+    assert row["largest"] == pytest.approx(np.abs(a - b).max()) and row["scale"] == pytest.approx(a.max())
+    assert row["mean"] == pytest.approx(np.abs(a - b).mean(), rel=1e-5)
+    assert row["cosine"] == pytest.approx((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()), rel=1e-6)
+    some = run(*command, "--most", "8", "--tolerance", "2")
+    assert some.stdout.startswith("On 8 of 40 pictures:") and "87.5%" in some.stdout  # 0, 5, ... 35
+
+
+def test_an_onnx_file_runs_in_the_engines_that_are_asked_for(tmp_path: Path) -> None:
+    net = write_net(tmp_path)
+    assert run("export", *net, "-o", tmp_path / "a.onnx", "--mean", "0")[0] == 0
+    done = run("verify", tmp_path / "a.onnx", "-", tmp_path / "a.onnx", "--engines", "onnxruntime,opencv", "--json")
+    rows = json.loads(done.stdout)
+    assert [row["candidate"] for row in rows] == ["onnxruntime: a.onnx", "opencv: a.onnx", "onnxruntime: a.onnx"]
+    assert rows[1]["reason"] and not rows[2]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("verify", "NET", "--mean", "0"), "--mean is for --images"),
+        (("verify", "NET", "--most", "500"), "--most is for --images"),
+        (("verify", "NET", "--images", "PICTURE", "--seed", "0"), "--seed is for random inputs"),
+        (("bundle", "check", "b", "--mean", "0"), "--mean is for writing a bundle"),
+        (("bundle", "check", "b", "--force"), "--force is for writing a bundle"),
+        (("bundle", "NET", "-o", "b", "--engine", "auto"), "--engine is for bundle check"),
+        (("bundle", "NET", "-o", "b", "--target", "opencv", "--mean", "0", "--calibration", "c"), "a bundle for opencv does not use"),
+        (("quantize", "NET", "-o", "q.onnx", "-c", "p", "--precision", "fp16", "--tables", "none"), "--tables is for int8"),
+        (("quantize", "NET", "-o", "q.onnx", "-c", "p", "--percentile", "99"), "--percentile is for --method percentile"),
+        (("export", "NET", "-o", "m.pt", "--to", "torch", "--opset", "17"), "--opset is for ONNX files"),
+        (("import", "m.pt2", "-o", "d", "--input-shape", "x=1,3,8,8"), "has the shapes of its inputs"),
+    ],
+)
+def test_an_option_without_effect_is_refused(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    net, picture = write_net(tmp_path), write_pictures(tmp_path)[0]
+    given = [part for word in words for part in (net if word == "NET" else (picture if word == "PICTURE" else word,))]
+    assert message in error_of(run(*given))
