@@ -62,17 +62,7 @@ def bundle(
     expected classes or boxes. `caffetools bundle check DIR` compares all files with SHA256SUMS and the samples with what the net computed.
     """
     if len(files) == 2 and str(files[0]) == "check":
-        from caffetools.bundle.check import check_bundle
-        from caffetools.bundle.standalone import BACKENDS
-
-        refuse_options(
-            (option for option in given_options() if option not in ("--engine", "--json")), "is for writing a bundle, not for bundle check"
-        )
-        if engine not in ("auto", *BACKENDS):
-            raise typer.BadParameter(f"'{engine}' is not known; auto, {', '.join(BACKENDS)} are", param_hint="--engine")
-        with progress_sink("Checking") as events:
-            checked = check_bundle(files[1], backend=engine, events=events)
-        _show(checked, files[1], "Checked", as_json=json)
+        _check(files[1], engine, as_json=json)
         return
     if len(files) != 2 or out is None:
         raise CaffeToolsError("bundle needs DEPLOY, WEIGHTS and -o DIR, or check DIR")
@@ -100,6 +90,19 @@ def bundle(
     _show(checked, out, "Wrote", as_json=json)
     if not json:
         print_next(command("bundle", "check", out))
+
+
+def _check(folder: Path, engine: str, *, as_json: bool) -> None:
+    from caffetools.bundle.check import check_bundle
+    from caffetools.bundle.standalone import BACKENDS
+
+    others = (option for option in given_options() if option not in ("--engine", "--json"))
+    refuse_options(others, "is for writing a bundle, not for bundle check")
+    if engine not in ("auto", *BACKENDS):
+        raise typer.BadParameter(f"'{engine}' is not known; auto, {', '.join(BACKENDS)} are", param_hint="--engine")
+    with progress_sink("Checking") as events:
+        checked = check_bundle(folder, backend=engine, events=events)
+    _show(checked, folder, "Checked", as_json=as_json)
 
 
 def _show(checked: BundleCheck, folder: Path, done: str, *, as_json: bool) -> None:

@@ -96,8 +96,7 @@ def export(
     if to != "onnx":
         _to_torch(net, parameters, out, how, to, converter, as_json=json)
         return
-    found = find_pictures(pictures or [])
-    images = [found[number] for number in spread(len(found), _MOST_PICTURES)]
+    images = spread(find_pictures(pictures or []), _MOST_PICTURES)
     with progress_sink("Exporting") as events:
         verification = export_deployed(net, parameters, out, prepared, how, pictures=images, events=events)
     command = converter.command(out, _inputs(out)) if converter is not None else ""

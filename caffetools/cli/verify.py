@@ -53,11 +53,7 @@ def verify(
     from caffetools.infer.compare import Candidate, compare_engines
     from caffetools.project.next_step import after_verify
 
-    given = given_options()
-    if pictures:
-        refuse_options({"--seed"}.intersection(given), "is for random inputs, and --images gives pictures")
-    else:
-        refuse_options((option for option in _OF_PICTURES if option in given), "is for --images, and the inputs are random here")
+    _check_options(pictures)
     names = [name.strip() for name in engines.split(",") if name.strip()]
     if not names:
         raise typer.BadParameter("name at least one engine", param_hint="--engines")
@@ -65,28 +61,19 @@ def verify(
     others = [_candidate(text) for text in models or []]
     if _has_weights(deploy):
         # It has its weights in it: what follows are the others.
-        own = [Candidate(deploy, engine=name) for name in names] if "--engines" in given else [Candidate(deploy)]
+        own = [Candidate(deploy, engine=name) for name in names] if "--engines" in given_options() else [Candidate(deploy)]
         own += [] if str(weights) == "-" else [_candidate(str(weights))]
     else:
         net, parameters, prepared = deployed(deploy, weights, prepared)
         own = [Candidate(net, parameters, name) for name in names]
     found = find_pictures(pictures or [])
-    files = [found[number] for number in spread(len(found), most)]
+    files = spread(found, most)
     with progress_sink("Comparing") as events:
-        rows = compare_engines(
-            own[0],
-            [*own[1:], *others],
-            images=files,
-            options=prepared,
-            seed=seed,
-            events=events,
-        )
+        rows = compare_engines(own[0], [*own[1:], *others], images=files, options=prepared, seed=seed, events=events)
     if json:
         print_json([{**row.__dict__, "relative": row.relative} for row in rows])
     else:
-        if files:
-            console.print(f"On {len(files)} of {len(found)} pictures:" if len(files) < len(found) else f"On {len(files)} pictures:")
-        print_table(("engine: model", "output", ">largest", ">relative", ">mean", ">cosine", ">top-1", ">ms", ""), map(_cells, rows))
+        _print(rows, len(files), len(found))
     if any(not row.reason and not row.relative <= tolerance for row in rows) or all(row.reason for row in rows[1:]):
         raise typer.Exit(1)
     if not json and not _has_weights(deploy):
@@ -95,6 +82,14 @@ def verify(
 
 # What prepares pictures.
 _OF_PICTURES = ("--most", "--mean", "--scale", "--resize")
+
+
+def _check_options(pictures: list[str] | None) -> None:
+    given = given_options()
+    if pictures:
+        refuse_options({"--seed"}.intersection(given), "is for random inputs, and --images gives pictures")
+    else:
+        refuse_options((option for option in _OF_PICTURES if option in given), "is for --images, and the inputs are random here")
 
 
 def _has_weights(model: Path | str) -> bool:
@@ -113,6 +108,12 @@ def _candidate(text: str) -> Candidate:
     if not weights:
         raise typer.BadParameter(f"'{text}' is neither an ONNX file, a TensorRT engine nor DEPLOY:WEIGHTS", param_hint="MODEL")
     return Candidate(model, weights)
+
+
+def _print(rows: list[OutputComparison], pictures: int, of: int) -> None:
+    if pictures:
+        console.print(f"On {pictures} of {of} pictures:" if pictures < of else f"On {pictures} pictures:")
+    print_table(("engine: model", "output", ">largest", ">relative", ">mean", ">cosine", ">top-1", ">ms", ""), map(_cells, rows))
 
 
 def _cells(row: OutputComparison) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.results import Preprocessing
 
 PathLike = str | os.PathLike[str]
+T = TypeVar("T")
 
 
 class PillowImage(Protocol):
@@ -378,9 +379,9 @@ def find_pictures(names: Iterable[PathLike]) -> list[str]:
     return found
 
 
-def spread(count: int, limit: int) -> list[int]:
-    """Return up to ``limit`` of ``count`` numbers, evenly spread, so that each class of a sorted list has its share."""
-    return list(range(count)) if count <= limit else [index * count // limit for index in range(limit)]
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """Return up to ``most`` of ``items``, evenly spread, so that each class of a sorted list has its share."""
+    return list(items) if len(items) <= most else [items[index * len(items) // most] for index in range(most)]
 
 
 def _below(folder: Path) -> list[str]:

@@ -83,7 +83,7 @@ class RecordImages:
     def __init__(self, blob: str, preprocessor: Preprocessor, path: PathLike, limit: int | None):
         self.blob, self._preprocessor = blob, preprocessor
         self._database = open_database(path)
-        self._numbers = spread(len(self._database), limit or len(self._database))
+        self._numbers = spread(range(len(self._database)), limit or len(self._database))
         self.identity = _digest(preprocessor, f"{Path(path).resolve()} {len(self._database)} {limit}", *self._fingerprints(path))
 
     def __len__(self) -> int:
@@ -174,7 +174,7 @@ def quantize_deployed(
     if files is None:
         source: PictureImages | RecordImages = RecordImages(blob, preprocessor, _single(calibration), images)
     else:
-        source = PictureImages(blob, preprocessor, [files[number] for number in spread(len(files), images)])
+        source = PictureImages(blob, preprocessor, spread(files, images))
     labelled = None if test is None else _labelled(test, blob, preprocessor)
     how = replace(how or QuantizeOptions(), trained=_trained(weights, ranges, how, events))
     return quantize_net(net, source, path, how, test=labelled, properties=card, events=events, cancel=cancel)
