@@ -56,9 +56,7 @@ def export(
     labels: Annotated[Path | None, typer.Option(help="File of class names, one a line; kept in the metadata.")] = None,
     preprocess: InGraph = False,
     lrn: Annotated[str, typer.Option(help="LRN across channels: node (ONNX's LRN), or band, which onnxruntime computes faster.")] = "node",
-    pictures: Annotated[
-        list[str] | None, typer.Option(help="Picture, folder or pattern to verify on, at most 16 of all. May be repeated.")
-    ] = None,
+    pictures: Annotated[list[str] | None, typer.Option(help="Picture, folder or pattern to verify on, at most 16.")] = None,
     to: To = "onnx",
     force: Force = False,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
