@@ -154,7 +154,7 @@ def plan_segments(net: Net, plan: ShapePlan) -> list[Segment]:
     # A ReLU in place keeps its bottom's memory; other layers in place keep what their gradients need besides.
     sizes = [0 if layer.inplace_ok and layer.idempotent() else sum(math.prod(shape) for shape in layer.top_shapes) for layer in layers]
     alive = list(_values_between(layers, net.last_use, plan))
-    fixed = [once or index in net.overwriting for index, once in enumerate(_layers_that_run_once(layers))]
+    fixed = [once or index in net.overwriting or index in net.rewriting.names for index, once in enumerate(_layers_that_run_once(layers))]
     # Layers that are one operator are in one segment.
     spans = _spans(net.training_steps.chains if net.training_steps is not None else [])
     beginning = {index: start for start, end in spans for index in range(start, end)}

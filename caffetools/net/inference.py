@@ -64,15 +64,16 @@ class InferencePlans:
     Args:
         layers: The net's layers in order.
         shape_plans: Of the same net.
+        possible: Whether the net's blobs are made as a plan makes them: no layer in place overwrites one that another layer reads.
 
     Attributes:
         enabled: False runs every pass layer by layer. Set from the environment variable ``CAFFETOOLS_FUSE`` (0: False).
     """
 
-    def __init__(self, layers: Sequence[Layer], shape_plans: ShapePlans):
+    def __init__(self, layers: Sequence[Layer], shape_plans: ShapePlans, *, possible: bool = True):
         self.enabled = os.environ.get("CAFFETOOLS_FUSE") != "0"
         self._layers, self._shape_plans = layers, shape_plans
-        self._possible = not shape_plans.dynamic and not any(is_exclusive(layer) for layer in layers if not layer.IS_DATA)
+        self._possible = possible and not shape_plans.dynamic and not any(is_exclusive(layer) for layer in layers if not layer.IS_DATA)
         self._plans: OrderedDict[tuple[object, ...], InferencePlan | None] = OrderedDict()
         self._weights: tuple[object, ...] = ()
         self._storages: list[dict[str, Parameter | None]] = []

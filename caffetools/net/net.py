@@ -21,7 +21,7 @@ from caffetools.net.device import float32_products
 from caffetools.net.gradients import plan_gradients, plan_inplace
 from caffetools.net.inference import InferencePlans
 from caffetools.net.inputs import Batch, named_tensors
-from caffetools.net.overwriting import plan_overwriting, run_over, warn_of_gradients
+from caffetools.net.overwriting import apart, plan_overwriting, plan_rewriting, refuse_early, rewrite, run_over, warn_of_gradients
 from caffetools.net.param_sharing import restore_sharing, share_parameters
 from caffetools.net.phases import filter_net, make_state
 from caffetools.net.shape_plans import ShapePlan, ShapePlans, is_exclusive
@@ -145,15 +145,17 @@ class Net(nn.Module):
         self._passed_back = plan_gradients(self.layers, force=self.param.force_backward, inputs=True)
         plan_inplace(self.layers)
         self.overwriting = plan_overwriting(self.layers)
+        self.rewriting = plan_rewriting(self.layers, self.outputs)
         self.training_steps: TrainingSteps | None = None
         if phase == TRAIN:
-            self.training_steps = TrainingSteps(self.layers, self.gradients, self.overwriting)
+            if not self.rewriting.names:
+                self.training_steps = TrainingSteps(self.layers, self.gradients, self.overwriting)
             warn_of_gradients(self.layers, self.overwriting, self.gradients)
         # Those of a pass on a GPU, made by the first one.
         self._normalizing: TrainingSteps | None = None
         self.last_use = _last_use(self.layers)
         self._plans = ShapePlans(self.layers)
-        self.inference = InferencePlans(self.layers, self._plans)
+        self.inference = InferencePlans(self.layers, self._plans, possible=not self.rewriting.names)
         self.graphs = InferenceGraphs(self.layers, self._plans)
         self.allow_tf32 = False
         self._pass: LayerPass | None = None
@@ -320,7 +322,13 @@ class Net(nn.Module):
         layers = (plan or self.plan()).layers
         wanted = self._wanted(keep)
         results: dict[str, Tensor] = {}
-        steps = self._joined_steps(layers, wanted, asked=any(blob.requires_grad for blob in blobs.values()))
+        if self.rewriting.early and torch.is_grad_enabled():
+            refuse_early(self.layers, self.rewriting, self.gradients)
+        for name in self.rewriting.roots.intersection(blobs):
+            blobs[name] = blobs[name].clone()
+        steps = {}
+        if not self.rewriting.names:
+            steps = self._joined_steps(layers, wanted, asked=any(blob.requires_grad for blob in blobs.values()))
         for index, layer in enumerate(layers):
             if index in steps:
                 steps[index](blobs)
@@ -399,6 +407,10 @@ class Net(nn.Module):
             tops = run_over(layer, bottoms, overwriting, None if overwriting.first else blobs[layer.bottoms[0]])
         else:
             tops = layer.run(*bottoms)
+        if not self.rewriting.roots.isdisjoint(layer.tops):
+            tops = apart(tops, bottoms)
+        if index in self.rewriting.names:
+            rewrite(blobs, self.rewriting.names[index], tops[0])
         blobs.update(zip(layer.tops, tops, strict=True))
 
     def _gather(self, given: Batch) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ reads the last result in place of its own top, and a layer in place that keeps n
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -122,6 +123,101 @@ def _reads_last(layer: Layer, later: Sequence[Layer], *, in_place: bool) -> bool
         return False
     changed = any(not (other.idempotent() or other.TRAITS.role == "dropout") for other in later)
     return layer.in_place_changes_gradient() or (layer.BACKWARD_READS_RESULT and changed)
+
+
+@dataclass
+class Rewriting:
+    """Blobs that a layer in place overwrites though other layers read them, since they lie in its memory (before a Flatten, in a Split's other tops).
+
+    Attributes:
+        names: Index of each such layer → those that are read after it, or are outputs.
+        roots: The first blob of each memory.
+        early: Indices of the layers that read such a blob before it is overwritten, and of which Caffe's gradient is computed from it afterwards.
+    """
+
+    names: dict[int, tuple[str, ...]]
+    roots: frozenset[str]
+    early: tuple[int, ...]
+
+
+def plan_rewriting(layers: Sequence[Layer], outputs: Collection[str]) -> Rewriting:
+    """Return which blobs layers in place overwrite besides their own.
+
+    Args:
+        layers: The layers of a net, in order.
+        outputs: Blobs that nothing reads.
+    """
+    readers = _readers(layers)
+    memory: dict[str, str] = {}
+    version: Counter[str] = Counter()
+    plan: dict[int, tuple[str, ...]] = {}
+    roots: set[str] = set()
+    early: set[int] = set()
+    for index, layer in enumerate(layers):
+        blob = layer.bottoms[0] if layer.bottoms else ""
+        # With another reader Caffe puts a Split below both, and the layer is not in place.
+        if _is_in_place(layer) and readers[blob, version[blob]] == 1 and (root := memory.get(blob)) is not None:
+            others = {name for name in (root, *memory) if memory.get(name, name) == root and name != blob}
+            reading = [i for i, other in enumerate(layers) if not _shares_data(other) and not others.isdisjoint(other.bottoms)]
+            early.update(i for i in reading if i < index and layers[i].BACKWARD_READS_BOTTOMS)
+            if any(i > index for i in reading) or not others.isdisjoint(outputs):
+                plan[index] = tuple(sorted(others))
+                roots.add(root)
+        for top in layer.tops:
+            version[top] += 1
+            if _shares_data(layer):
+                memory[top] = memory.setdefault(blob, blob)
+            elif top not in layer.bottoms:
+                memory.pop(top, None)
+    return Rewriting(plan, frozenset(roots), tuple(sorted(early)))
+
+
+def refuse_early(layers: Sequence[Layer], plan: Rewriting, needed: Sequence[Sequence[bool]]) -> None:
+    """Raise :class:`NetError` where a gradient is Caffe's only if the pass runs layer by layer over blobs.
+
+    Args:
+        layers: The layers of a net, in order.
+        plan: What :func:`plan_rewriting` gave for them.
+        needed: Whether each bottom of each layer gets a gradient.
+    """
+    for index in plan.early:
+        layer = layers[index]
+        if any(needed[index]) or any(blob.requires_grad for blob in layer.blobs):
+            raise layer.error(
+                "Caffe computes its gradient from a blob that a later layer in place overwrites (they share memory by a Flatten, Reshape or Split), "
+                "which is done in 'import caffe' only; give the layer in place a top of its own"
+            )
+
+
+def _shares_data(layer: Layer) -> bool:
+    return not layer.IS_DATA and (layer.SHARES == "data" or layer.shares_memory())
+
+
+def rewrite(blobs: Mapping[str, Tensor], names: Sequence[str], top: Tensor) -> None:
+    """Write the top of a layer in place to the other blobs of its memory, also to what is kept of them for gradients, as Caffe's memory has it then."""
+    for name in names:
+        blob = blobs.get(name)
+        if blob is not None and not _is_one_memory(blob, top):
+            blob.data.copy_(top.detach().reshape(blob.shape))
+
+
+def apart(tops: Sequence[Tensor], others: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return ``tops`` in memory of their own, where :func:`rewrite` may write to it."""
+    return tuple(top.clone() if any(_is_one_memory(top, other) for other in others) else top for top in tops)
+
+
+def _is_one_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def _readers(layers: Sequence[Layer]) -> Counter[tuple[str, int]]:
+    """Return how many layers read each blob, as each layer that writes to it leaves it."""
+    version: Counter[str] = Counter()
+    readers: Counter[tuple[str, int]] = Counter()
+    for layer in layers:
+        readers.update((bottom, version[bottom]) for bottom in layer.bottoms)
+        version.update(layer.tops)
+    return readers
 
 
 def warn_of_gradients(layers: Sequence[Layer], plans: Mapping[int, Overwriting], needed: Sequence[Sequence[bool]]) -> None:

@@ -166,6 +166,12 @@ def _small_batches(net: Net, cases: Sequence[Mapping[str, Shape]]) -> list[Mappi
 
 
 def _check_exportable(net: Net, opset: int, dynamic_axes: Collection[str]) -> None:
+    for index, blobs in net.rewriting.names.items():
+        raise ExportError(
+            f"it overwrites the blob '{blobs[0]}', which is read after it (they share memory by a Flatten, Reshape or Split), and ONNX has no such memory",
+            layer=net.layers[index].name,
+            hint="give the layer a top of its own",
+        )
     if opset not in OPSETS:
         raise ExportError(f"opset {opset} is not possible; {OPSETS[0]} to {OPSETS[-1]} are")
     if unknown := [axis for axis in dynamic_axes if axis not in AXES]:

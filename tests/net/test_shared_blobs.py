@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from caffetools.errors import ExportError, NetError
 from caffetools.layers.tensor_storage import TensorStorage
 from caffetools.net.net import Net
 from caffetools.net.stepwise import Stepwise
-from caffetools.proto.schema import NetParameter
+from caffetools.onnx.export import build
+from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import parse
 
 DATA = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 1 dim: 2 } } }'
@@ -176,3 +178,64 @@ def test_shared_storages_are_released_without_a_garbage_collection() -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+CONV = ' layer { name: "a" type: "Convolution" bottom: "data" top: "a" convolution_param { num_output: 3 kernel_size: 1 weight_filler { type: "constant" value: 0.5 } } }'
+RELU = ' layer { name: "r" type: "ReLU" bottom: "b" top: "b" }'
+SPLIT = ' layer { name: "s" type: "Split" bottom: "a" top: "b" top: "d" }'
+
+
+def product(top: str, bottom: str, weight: float) -> str:
+    return (
+        f' layer {{ name: "{top}" type: "InnerProduct" bottom: "{bottom}" top: "{top}" loss_weight: 1'
+        f' inner_product_param {{ num_output: 2 weight_filler {{ type: "constant" value: {weight} }} }} }}'
+    )
+
+
+LATER_READERS = [
+    DATA + CONV + FLATTEN + RELU + product("c", "b", 0.3) + product("x", "a", 0.7),
+    DATA + CONV + FLATTEN + RELU + product("x", "a", 0.7) + product("c", "b", 0.3),
+    DATA + CONV + SPLIT + RELU + product("c", "b", 0.3) + product("x", "d", 0.7),
+    DATA + CONV + SPLIT + RELU + product("c", "b", 0.3) + product("x", "a", 0.7),
+    DATA + FLATTEN.replace('"a"', '"data"') + RELU + product("c", "b", 0.3) + product("x", "data", 0.7),
+]
+# In the TEST phase the engine makes the top of a Dropout a view of its bottom, which has a memory of its own in Caffe.
+DROPPED = DATA + CONV + ' layer { name: "z" type: "Dropout" bottom: "a" top: "z" }' + FLATTEN.replace('"a"', '"z"') + RELU
+DROPPED += product("c", "a", 0.3) + product("x", "z", 1)
+
+
+@pytest.mark.parametrize(("text", "phase"), [*((text, phase) for text in LATER_READERS for phase in (TRAIN, TEST)), (DROPPED, TEST)])
+def test_a_module_gives_later_readers_of_one_memory_what_a_layer_in_place_left_there(text: str, phase: int) -> None:
+    values = np.random.RandomState(0).randn(2, 3, 1, 2).astype(np.float32)
+    net = Net(parse(text, NetParameter), phase)
+    run = Stepwise(Net(parse(text, NetParameter), phase))
+    run.feed({"data": torch.from_numpy(values)})
+    run.forward()
+    run.backward()
+    given = torch.from_numpy(values.copy())
+    with torch.set_grad_enabled(phase == TRAIN):
+        blobs = net({"data": given})
+    for name, blob in blobs.items():
+        np.testing.assert_allclose(blob.detach().numpy(), run.blobs[name].data_array(), rtol=1e-5)
+    assert np.array_equal(given.numpy(), values)
+    if phase == TRAIN:
+        net.total_loss(blobs).backward()
+        for layer, other in zip(net.layers, run.net.layers, strict=True):
+            for ours, theirs in zip(layer.blobs, other.blobs, strict=True):
+                assert ours.grad is not None
+                assert theirs.grad is not None
+                np.testing.assert_allclose(ours.grad.numpy(), theirs.grad.numpy(), rtol=1e-5)
+
+
+def test_gradients_of_a_blob_that_is_overwritten_after_it_was_read_are_refused_by_a_module() -> None:
+    net = Net(parse(DATA + CONV + product("x", "a", 0.7) + FLATTEN + RELU + product("c", "b", 0.3), NetParameter), TRAIN)
+    with pytest.raises(NetError, match="layer 'x'.*overwrites"):
+        net({"data": np.zeros((2, 3, 1, 2), np.float32)})
+    with torch.no_grad():
+        assert set(net({"data": np.zeros((2, 3, 1, 2), np.float32)})) == {"c", "x"}
+
+
+def test_a_net_whose_blobs_are_overwritten_in_another_shape_has_no_onnx_form() -> None:
+    net = Net(parse(DATA + CONV + FLATTEN + RELU + product("x", "a", 0.7), NetParameter), TEST)
+    with pytest.raises(ExportError, match="overwrites the blob 'a'"):
+        build(net)
