@@ -59,8 +59,9 @@ _HELPERS = {
     "__bytes_as_python2__": python2_modules.to_bytes,
     "__message_as_python2__": python2_modules.message_of,
     "__open_as_python2__": python2_modules.open_file,
+    "__octal_as_python2__": python2_modules.octal,
 }
-_RECODE, _PRINT, _ROUND, _MAP, _FORMAT, _TO_BYTES, _MESSAGE, _OPEN = _HELPERS
+_RECODE, _PRINT, _ROUND, _MAP, _FORMAT, _TO_BYTES, _MESSAGE, _OPEN, _OCTAL = _HELPERS
 # Names of the module types that 2to3 takes for bytes.
 _STRING_TYPES = re.compile(r"\btypes\.StringTypes?\b")
 
@@ -294,8 +295,9 @@ class _Strings(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
         if isinstance(node.func, ast.Name):
-            if node.func.id in ("print", "round", "open"):
-                node.func.id = {"print": _PRINT, "round": _ROUND, "open": _OPEN}[node.func.id]
+            changed = {"print": _PRINT, "round": _ROUND, "open": _OPEN, "oct": _OCTAL}
+            if node.func.id in changed:
+                node.func.id = changed[node.func.id]
             elif node.func.id == "map" and node.args and isinstance(node.args[0], ast.Constant) and node.args[0].value is None:
                 node.func.id = _MAP
             return node

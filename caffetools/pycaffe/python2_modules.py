@@ -1,7 +1,7 @@
 """Modules of Python 2 as converted scripts see them: text and bytes are one type there, so files need no mode for it.
 
 ``pickle`` reads and writes through files that were opened as text, and pickles of Python 2; ``csv`` works on files opened in binary
-mode; ``string`` has its functions; codecs between bytes ("hex", "base64") are methods of strings.
+mode; ``string`` has its functions; ``subprocess`` gives text, and ``hashlib`` takes it; codecs between bytes ("hex", "base64") are methods of strings.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import builtins
 import codecs
 import csv
+import hashlib
 import importlib
 import io
 import math
 import os
 import string
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from decimal import ROUND_HALF_UP, Decimal
 from itertools import zip_longest
 from types import ModuleType
@@ -30,7 +31,7 @@ _BINARY = {"hex": "hex", "base64": "base64", "zlib": "zlib", "zip": "zlib", "bz2
 
 def install() -> None:
     """Register the modules that :func:`name_of` names."""
-    for name, changed in (("pickle", _through_text_files), ("csv", lambda _: _CSV), ("string", lambda _: _STRING)):
+    for name, changed in _CHANGED.items():
         real = importlib.import_module(name)
         module = ModuleType(f"{_PREFIX}{name}")
         module.__dict__.update({key: value for key, value in vars(real).items() if not key.startswith("__")})
@@ -42,7 +43,7 @@ def install() -> None:
 
 def name_of(module: str) -> str | None:
     """Return the name under which a converted script imports ``module``; None for modules that are the same in both versions."""
-    return f"{_PREFIX}{module}" if module in ("pickle", "csv", "string") else None
+    return f"{_PREFIX}{module}" if module in _CHANGED else None
 
 
 def recode(value: object, method: str, codec: str, *arguments: object) -> Any:
@@ -95,6 +96,12 @@ def round_half_away(number: SupportsRound[Any], ndigits: int = 0) -> Any:
 def map_none(_: None, *sequences: Iterable[object]) -> list[Any]:
     """Return ``map(None, …)``: the items of one sequence, or tuples of those of several, filled up with None."""
     return list(sequences[0]) if len(sequences) == 1 else list(zip_longest(*sequences))
+
+
+def octal(number: int) -> str:
+    """Return ``oct(number)``: ``010`` for 8."""
+    digits = f"{abs(number):o}"
+    return ("-" if number < 0 else "") + (digits if digits == "0" else f"0{digits}")
 
 
 def open_file(file: str | os.PathLike[str] | int, mode: str = "r", buffering: int = -1) -> Any:
@@ -180,6 +187,39 @@ def _through_text_files(real: ModuleType) -> dict[str, Any]:
     return {"load": load, "loads": loads, "dump": dump}
 
 
+def _texts_of_commands(real: ModuleType) -> dict[str, Any]:
+    """Return what of ``subprocess``, the module ``real``, takes and gives text in Python 2; the streams of a process remain binary."""
+
+    class Popen(real.Popen):  # type: ignore[name-defined,misc]
+        def communicate(self, input: str | bytes | None = None) -> tuple[object, object]:
+            given = input if input is None or self.text_mode else _to_binary(input)
+            out, err = super().communicate(given)
+            return _text(out), _text(err)
+
+    return {"Popen": Popen, "check_output": lambda *args, **options: _text(real.check_output(*args, **options))}
+
+
+def _hashes_of_text(real: ModuleType) -> dict[str, Any]:
+    """Return the functions of ``hashlib``, the module ``real``, for text and bytes."""
+
+    class Hash:
+        def __init__(self, made: hashlib._Hash, data: str | bytes = b""):
+            self._made = made
+            self.update(data)
+
+        def update(self, data: str | bytes) -> None:
+            self._made.update(_to_binary(data))
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._made, name)
+
+    names = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
+    return {
+        **{name: (lambda data=b"", _name=name: Hash(real.new(_name), data)) for name in names},
+        "new": lambda name, data=b"": Hash(real.new(name), data),
+    }
+
+
 class _TextOver:
     """The writing side of a binary file, for text."""
 
@@ -216,4 +256,8 @@ _STRING: dict[str, Any] = {
     **{name: (lambda text, *rest, _name=name: getattr(text, _name)(*rest)) for name in _METHODS},
     **{"join": _join, "joinfields": _join, "atoi": int, "atol": int, "atof": float, "maketrans": str.maketrans},
     **{"letters": string.ascii_letters, "lowercase": string.ascii_lowercase, "uppercase": string.ascii_uppercase},
+}
+_CHANGED: dict[str, Callable[[ModuleType], dict[str, Any]]] = {
+    **{"pickle": _through_text_files, "csv": lambda _: _CSV, "string": lambda _: _STRING},
+    **{"subprocess": _texts_of_commands, "hashlib": _hashes_of_text},
 }

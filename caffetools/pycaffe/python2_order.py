@@ -56,8 +56,14 @@ def sort(values: object, *args: object, **options: object) -> object:
 
 
 def sorted_values(values: Iterable[object], *args: object, **options: object) -> list[object]:
-    """Return ``sorted(values)`` of Python 2, with the arguments of Python 3's."""
+    """Return ``sorted(values)`` of Python 2, with the arguments of Python 3's; by position those of Python 2: a comparison, a key, and whether to reverse."""
     values = list(values)
+    given = dict(zip(("cmp", "key", "reverse"), args, strict=False))
+    comparison, key = given.pop("cmp", None), given.get("key")
+    if callable(comparison):
+        ordered = functools.cmp_to_key(comparison)
+        given["key"] = (lambda value: ordered(key(value))) if callable(key) else ordered
+    args, options = (), {**given, **options}
     function: Callable[..., list[object]] = sorted
     try:
         return function(values, *args, **options)

@@ -243,6 +243,28 @@ def test_bytes_are_text_in_a_script_for_python_2(
     ]
 
 
+COMMANDS_AND_HASHES = """
+import hashlib, subprocess
+print subprocess.check_output('echo a; echo b', shell=True).splitlines()
+print subprocess.Popen(['cat'], stdin=subprocess.PIPE, stdout=subprocess.PIPE).communicate('xyz')
+hash = hashlib.sha1(); hash.update('a')
+print hashlib.md5('a').hexdigest(), hash.hexdigest()
+print oct(8), oct(0), oct(-9)
+print sorted([3, 1, 2], lambda a, b: cmp(b, a)), sorted([3, 1, 2], None, lambda v: -v), sorted([1, 2], None, None, True)
+values = [1, 3, 2]
+values.sort(None, lambda v: -v)
+print values
+"""
+
+
+def test_commands_give_text_hashes_take_it_and_sorted_takes_a_comparison_by_position(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_script(write(tmp_path, "script.py", COMMANDS_AND_HASHES), convert_python2=True)
+    expected = ["['a', 'b']", "('xyz', None)", "0cc175b9c0f1b6a831c399e269772661 86f7e437faa5a7fce15d1ddcb9eaeaea377667b8"]
+    assert capfd.readouterr().out.splitlines() == [*expected, "010 0 -011", "[3, 2, 1] [3, 2, 1] [2, 1]", "[3, 2, 1]"]
+
+
 FILES_OF_PYTHON_2 = r"""
 import sys
 reload(sys)
