@@ -64,12 +64,14 @@ struct Conv {
   }
 };
 
-// On a cache line of its own.
+// On a cache line of its own. Not by aligned_alloc, which splits the block that it finds, so that no freed one fits the next of its size.
 std::shared_ptr<float> aligned_floats(int64_t count) {
-  const size_t bytes = (static_cast<size_t>(count) * sizeof(float) + 63) / 64 * 64;
-  void* memory = std::aligned_alloc(64, std::max<size_t>(bytes, 64));
-  if (memory == nullptr) throw std::bad_alloc();
-  return {static_cast<float*>(memory), std::free};
+  constexpr size_t kLine = 64;
+  size_t space = std::max<size_t>(static_cast<size_t>(count) * sizeof(float), kLine) + kLine;
+  std::shared_ptr<void> owner(std::malloc(space), std::free);
+  void* first = owner.get();
+  if (first == nullptr) throw std::bad_alloc();
+  return {owner, static_cast<float*>(std::align(kLine, space - kLine, first, space))};
 }
 
 // The time of each algorithm in multiply-adds of one thread: the products, the transforms of tiles, and bringing the weights from

@@ -71,10 +71,10 @@ def lrn_forward(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Te
     Returns:
         (N, C, H, W) float32 in x's layout.
     """
-    import torch
+    from caffetools.layers import buffers
 
     x, shape = _laid_out(x)
-    y = torch.empty_like(x)
+    y = buffers.empty_like(x)
     _call("caffetools_lrn_forward", (x, y), shape, (size, alpha, beta, k))
     return y
 
@@ -83,10 +83,12 @@ def lrn_backward(x: Tensor, dy: Tensor, size: int, alpha: float, beta: float, k:
     """Return the gradient of ``x`` (N, C, H, W) for the gradient ``dy`` of :func:`lrn_forward`'s result, of the same shape, in x's layout."""
     import torch
 
+    from caffetools.layers import buffers
+
     x, shape = _laid_out(x)
     channels_last = bool(shape[3])
     dy = dy.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    dx = torch.empty_like(x)
+    dx = buffers.empty_like(x)
     _call("caffetools_lrn_backward", (x, dy, dx), shape, (size, alpha, beta, k))
     return dx
 

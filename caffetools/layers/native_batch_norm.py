@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from caffetools.layers import native, native_conv
+from caffetools.layers import buffers, native, native_conv
 from caffetools.layers.autograd import Context
 
 # Where a result refers to how it was made.
@@ -35,7 +35,7 @@ class _Forward:
     version: int = 0
 
     def run(self) -> Tensor:
-        y = torch.empty_like(self.x)
+        y = buffers.empty_like(self.x)
         arrays = (self.x, y, self.mean, self.inverse, self.scale, self.shift)
         with native.between_torch() as threads:
             native_conv.kernels().caffetools_batch_norm_forward(*map(_pointer, arrays), *_rows(self.x), int(self.rectify), threads)
@@ -137,7 +137,7 @@ class _Normalize(torch.autograd.Function):
         rows, channels = _rows(x)
         dy = grads[0].contiguous(memory_format=torch.channels_last)
         library = native_conv.kernels()
-        dx = torch.empty_like(x) if wanted[0] else None
+        dx = buffers.empty_like(x) if wanted[0] else None
         dscale, dshift = torch.empty(2, channels).unbind()
         scratch = torch.empty(library.caffetools_batch_norm_scratch(rows, channels))
         arrays = (x, dy, mean, inverse, *(None if t is None else t.contiguous() for t in (scale, shift)), dx, dscale, dshift, scratch)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from caffetools.layers import inference, native
+from caffetools.layers import buffers, inference, native
 
 Pointer = ctypes.c_void_p
 Shape4 = tuple[int, int, int, int]
@@ -180,7 +180,7 @@ def wake_threads() -> None:
 
 def run_conv(conv: NativeConv, x: torch.Tensor, y: torch.Tensor) -> None:
     """Run ``conv`` from ``x`` (N, C, H, W) to ``y`` (N, C', H', W'), float32 in its layout."""
-    scratch = torch.empty(max(conv.scratch_floats, 1))
+    scratch = buffers.empty(max(conv.scratch_floats, 1))
     conv_run()(conv.handle, x.data_ptr(), y.data_ptr(), None, scratch.data_ptr(), native.thread_count())
 
 
@@ -203,7 +203,7 @@ def weight_gradient(form: inference.Conv, x: torch.Tensor, dy: torch.Tensor, *, 
     floats = int(kernels().caffetools_weight_gradient_scratch(address))
     if not floats:
         return None
-    made, scratch = torch.empty(form.weight.shape, memory_format=torch.channels_last), torch.empty(floats)
+    made, scratch = buffers.empty(*form.weight.shape, channels_last=True), buffers.empty(floats)
     pointers = (t.data_ptr() for t in (x, dy, made, scratch))
     with native.between_torch() as threads:
         kernels().caffetools_weight_gradient(address, *pointers, threads)

@@ -6,7 +6,7 @@ import ctypes
 
 import torch
 
-from caffetools.layers import inference, native
+from caffetools.layers import buffers, inference, native
 from caffetools.layers.autograd import Context
 from caffetools.layers.native_conv import Layout, Pointer, available, kernels
 
@@ -116,7 +116,7 @@ class _Multiply(torch.autograd.Function):
             dx, dw = dy @ weight if wanted[0] else None, dy.t() @ x if wanted[1] else None
         else:
             dy, x, sizes = dy.contiguous(), x.contiguous(), (x.shape[0], *weight.shape)
-            dx, dw = torch.empty_like(x) if wanted[0] else None, torch.empty_like(weight) if wanted[1] else None
+            dx, dw = buffers.empty_like(x) if wanted[0] else None, buffers.empty_like(weight) if wanted[1] else None
             with native.between_torch() as threads:
                 if dx is not None:
                     kernels().caffetools_product_input_gradient(dy.data_ptr(), weight.data_ptr(), dx.data_ptr(), *sizes, threads)

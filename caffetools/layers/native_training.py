@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from caffetools.layers import native
+from caffetools.layers import buffers, native
 from caffetools.layers.autograd import Context
 
 # A place in a window is one byte, of which one value is kept for a maximum without a gradient.
@@ -125,7 +125,7 @@ def output_gradient(dy: Tensor, y: Tensor | None, *, sums: bool) -> tuple[Tensor
     if y is not None and _pitch(y) is None:
         y = y.contiguous(memory_format=torch.channels_last)
     n, c, h, w = dy.shape
-    to = None if dense else torch.empty(dy.shape, memory_format=torch.channels_last)
+    to = None if dense else buffers.empty(*dy.shape, channels_last=True)
     library = _library()
     assert library is not None  # noqa: S101 (training_conv.takes checked it)
     total, partial = torch.empty(c), torch.empty(library.caffetools_output_gradient_parts(n * h * w), c)
@@ -140,7 +140,7 @@ def output_gradient(dy: Tensor, y: Tensor | None, *, sums: bool) -> tuple[Tensor
 class _Add(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Context, a: Tensor, b: Tensor) -> Tensor:
-        y = torch.empty_like(a)
+        y = buffers.empty_like(a)
         library = _library()
         assert library is not None  # noqa: S101 (adds checked it)
         with native.between_torch() as threads:
@@ -159,7 +159,7 @@ class _Rectify(torch.autograd.Function):
             x = x.contiguous()
             shape = (1, x.numel())
         rows, columns = shape
-        y = x if in_place else torch.empty_like(x)
+        y = x if in_place else buffers.empty_like(x)
         bits = torch.empty(rows, -(-columns // 8), dtype=torch.uint8)
         library = _library()
         assert library is not None  # noqa: S101 (takes checked it)
@@ -189,7 +189,7 @@ class _Masked(torch.autograd.Function):
             dy = dy.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         rows = bits.shape[0]
         columns = dy.shape[1] if channels_last else dy.numel()
-        dx = torch.empty(dy.shape, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        dx = buffers.empty(*dy.shape, channels_last=channels_last)
         library = _library()
         assert library is not None  # noqa: S101 (takes checked it)
         with native.between_torch() as threads:
@@ -207,8 +207,8 @@ class _MaxPool(torch.autograd.Function):
     def forward(ctx: Context, x: Tensor, sizes: tuple[int, ...]) -> Tensor:
         n, c, _, _, oh, ow = sizes[:6]
         x = x.contiguous(memory_format=torch.channels_last)
-        y = torch.empty((n, c, oh, ow), memory_format=torch.channels_last)
-        places = torch.empty((n, c, oh, ow), dtype=torch.uint8, memory_format=torch.channels_last)
+        y = buffers.empty(n, c, oh, ow, channels_last=True)
+        places = buffers.empty(n, c, oh, ow, channels_last=True, dtype=torch.uint8)
         _pool("caffetools_training_pool_forward", (x, y, places), sizes)
         ctx.sizes = sizes
         ctx.save_for_backward(places)
@@ -218,7 +218,7 @@ class _MaxPool(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Context, *grads: Tensor) -> tuple[Tensor, None]:
         dy = grads[0].contiguous(memory_format=torch.channels_last)
-        dx = torch.empty(ctx.sizes[:4], memory_format=torch.channels_last)
+        dx = buffers.empty(*ctx.sizes[:4], channels_last=True)
         _pool("caffetools_training_pool_backward", (dy, ctx.saved_tensors[0], dx), ctx.sizes)
         return dx, None
 

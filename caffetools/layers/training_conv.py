@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from caffetools.layers import inference, native, native_batch_norm, native_conv, native_training, winograd
+from caffetools.layers import buffers, inference, native, native_batch_norm, native_conv, native_training, winograd
 from caffetools.layers.autograd import Context
 
 Pair = tuple[int, int]
@@ -107,7 +107,7 @@ class _Convolve(torch.autograd.Function):
         shapes = [branch.geometry.output(branch.x.shape, branch.weight.shape) for branch in branches]
         n, _, h, w = shapes[0]
         total = sum(shape[1] for shape in shapes)
-        y = torch.empty((n, total, h, w), memory_format=torch.channels_last)
+        y = buffers.empty(n, total, h, w, channels_last=True)
         start = 0
         with native.between_torch():
             for branch, shape in zip(branches, shapes, strict=True):
@@ -168,15 +168,15 @@ def _input_gradient(dy: Tensor, weight: Tensor, x: Tensor, geometry: Geometry) -
     if phases is None:
         return None
     if set(geometry.stride) == {1}:
-        dx = torch.empty_like(x)
+        dx = buffers.empty_like(x)
         _transposed(dy, weight, (phases[0][0].pad, phases[1][0].pad), geometry, dx)
         return dx
     (step_down, step_across), (down, across) = geometry.stride, phases
     covered = len(down) == step_down and len(across) == step_across
-    dx = torch.empty_like(x) if covered else torch.zeros_like(x)
+    dx = buffers.empty_like(x) if covered else buffers.empty_like(x).zero_()
     for row in down:
         for column in across:
-            part = torch.empty((*x.shape[:2], row.count, column.count), memory_format=torch.channels_last)
+            part = buffers.empty(*x.shape[:2], row.count, column.count, channels_last=True)
             _transposed(dy, weight[:, :, row.tap :: step_down, column.tap :: step_across], (row.pad, column.pad), geometry, part)
             dx[:, :, row.first :: step_down, column.first :: step_across] = part
     return dx

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from caffetools.layers import inference, native, native_conv
+from caffetools.layers import buffers, inference, native, native_conv
 from caffetools.layers.autograd import Context
 
 _M = 4
@@ -111,7 +111,7 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, pad: int) -> Tensor:
     outputs = weight.shape[0]
     shape = (n, outputs, h + 2 * pad - 2, w + 2 * pad - 2)
     form = inference.Conv(weight, bias, (1, 1), (pad, pad), (1, 1), 1)
-    y = torch.empty(shape, memory_format=torch.channels_last)
+    y = buffers.empty(*shape, channels_last=True)
     with native.between_torch():
         conv = native_conv.NativeConv(form, None, native_conv.Layout((n, c, h, w), shape, c, outputs), algorithm=_M)
         native_conv.run_conv(conv, x, y)
@@ -132,8 +132,8 @@ def weight_gradient(x: Tensor, dy: Tensor, pad: int) -> Tensor:
     (n, c, h, w), (_, outputs, oh, ow) = x.shape, dy.shape
     sizes = (ctypes.c_int64 * 8)(n, c, h, w, outputs, oh, ow, pad)
     library = native_conv.kernels()
-    made = torch.empty((outputs, c, 3, 3), memory_format=torch.channels_last)
-    scratch = torch.empty(int(library.caffetools_winograd_gradient_scratch(sizes)))
+    made = buffers.empty(outputs, c, 3, 3, channels_last=True)
+    scratch = buffers.empty(int(library.caffetools_winograd_gradient_scratch(sizes)))
     pointers = (t.data_ptr() for t in (x, dy, made, scratch))
     with native.between_torch() as threads:
         library.caffetools_winograd_gradient(sizes, *pointers, threads)

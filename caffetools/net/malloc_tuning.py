@@ -19,14 +19,17 @@ def disable_malloc_trim(device: str | torch.device = "cpu") -> bool:
     """Ask the C library not to give freed memory back to the system; for a process that trains on the CPU.
 
     By default every large block comes from the system as zeroed pages, and goes back when it is freed. An iteration frees and takes
-    the same blocks over and over, so that a sixth of its time went into those pages. Holds for the whole process, whose memory then
-    stays at its peak.
+    the same blocks over and over, so that a sixth of its time went into those pages. The largest tensors of a pass share their pages
+    (:mod:`caffetools.util.page_pool`). Holds for the whole process, whose memory then stays at its peak.
 
     Returns:
         Whether it does so now: not on other devices, nor where the C library has no such setting (glibc has).
     """
     if str(device).partition(":")[0] != "cpu":
         return False
+    from caffetools.layers.buffers import recycle_pages
+
+    recycle_pages()
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1) and mallopt(_TOP_PAD, _PAD))
@@ -35,6 +38,9 @@ def disable_malloc_trim(device: str | torch.device = "cpu") -> bool:
 
 def return_freed_memory() -> None:
     """Give memory that was freed back to the system, where the C library has a call for it (glibc)."""
+    from caffetools.layers.buffers import release_pages
+
+    release_pages()
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
