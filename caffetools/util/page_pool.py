@@ -1,7 +1,7 @@
 """Large blocks of memory whose pages are used again for blocks of any other size (Linux).
 
 A heap that keeps freed memory leaves gaps that fit no later block, and the system's own pages come zeroed, which takes a sixth of a
-training's time. Here the pages of a freed block are moved (``mremap``) to the address of the next block that needs them, whatever its size:
+training's time. Here the pages of a freed block are moved (``mremap``) to the address of the next block that needs them, of any size:
 the process never holds more than the blocks that were alive at once, and no page is zeroed twice.
 """
 
