@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -92,7 +93,8 @@ class _Convolving(Layer):
             y = self._over_many_axes(x, weight, bias, top[self.outer_axes + 1 :])
         else:
             function = getattr(F, f"conv_transpose{max(spatial, 1)}d" if self.TRANSPOSED else f"conv{max(spatial, 1)}d")
-            y = function(x, weight, bias, stride=kernel.stride, padding=kernel.pad, dilation=kernel.dilation, groups=self.group)
+            dilation = (2, 2) if _would_be_another_library(x, kernel) and not self.TRANSPOSED else kernel.dilation
+            y = function(x, weight, bias, stride=kernel.stride, padding=kernel.pad, dilation=dilation, groups=self.group)
         return y if self.outer_axes == 1 and spatial else y.reshape(top)
 
     def native_training(self, gradient: bool) -> tuple[int, float]:
@@ -239,3 +241,12 @@ class DepthwiseConvolution(Convolution):
         if given.HasField("group") and given.group != channels:
             raise self.error(f"group must be the number of input channels, {channels}, or not given; not {given.group}")
         return channels
+
+
+def _would_be_another_library(x: Tensor, kernel: Kernel) -> bool:
+    """Return whether torch computes this convolution by oneDNN in several threads, and by another library in one, with other roundings.
+
+    These are kernels of 1 x 1. Dilation does not change what they compute, and torch takes oneDNN for them in one thread too.
+    """
+    alone = kernel.size == (1, 1) and x.device.type == "cpu" and torch.get_num_threads() == 1
+    return alone and not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]

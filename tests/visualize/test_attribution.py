@@ -365,6 +365,24 @@ def test_a_blob_that_the_picture_does_not_reach_is_refused(name: str) -> None:
             function(blob=blob)
 
 
+def test_values_and_gradients_do_not_depend_on_the_number_of_threads() -> None:
+    wide = 'layer { name: "wide" type: "Convolution" bottom: "data" top: "wide" convolution_param { num_output: 128 kernel_size: 3 pad: 1 '
+    one = 'layer { name: "one" type: "Convolution" bottom: "wide" top: "one" convolution_param { num_output: 32 kernel_size: 1 '
+    filler = 'weight_filler { type: "gaussian" std: 0.1 } } }\n'
+    net = net_of(data("dim: 1 dim: 32 dim: 28 dim: 28") + wide + filler + one + filler)
+    image = np.random.default_rng(0).standard_normal((32, 28, 28)).astype(np.float32)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            values = run_probe(net, torch.from_numpy(image[None]), blobs=["one"]).blobs["one"].numpy()
+            found.append((values, visualize.saliency(net, image, blob="one", unit=3)))
+    finally:
+        torch.set_num_threads(before)
+    for values, gradient in found[1:]:
+        assert np.array_equal(values, found[0][0]) and np.array_equal(gradient, found[0][1])
+
+
 def test_the_callers_grad_mode_and_the_nets_precision_do_not_matter(small: tuple[Net, nn.Sequential, NDArray[np.float32]]) -> None:
     net, _, image = small
     expected = visualize.saliency(net, image, blob="ip", unit=0)
