@@ -127,7 +127,8 @@ def adapt_calibration(path: Path, names: dict[str, str], input_range: float | No
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the calibration cache: {getattr(error, 'strerror', None) or 'not a text file'}", path=path) from None
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise DataError(f"cannot read the calibration cache: {reason}", path=path, hint="`caffetools quantize` writes one") from None
     if not lines or not lines[0].startswith("TRT-"):
         raise DataError("not a TensorRT calibration cache", path=path, hint="`caffetools quantize` writes one")
     entries = [line.rpartition(": ")[::2] for line in lines[1:] if line.strip()]

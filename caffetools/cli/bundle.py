@@ -65,7 +65,8 @@ def bundle(
         _check(files[1], engine, as_json=json)
         return
     if len(files) != 2 or out is None:
-        raise CaffeToolsError("bundle needs DEPLOY, WEIGHTS and -o DIR, or check DIR")
+        hint = "quote a pattern of pictures, which the shell would expand" if len(files) > 2 else ""
+        raise CaffeToolsError("bundle needs DEPLOY, WEIGHTS and -o DIR, or check DIR", hint=hint)
     refuse_options({"--engine"}.intersection(given_options()), "is for bundle check; --target chooses the runtime of a bundle")
     from caffetools.bundle.build import build_bundle
     from caffetools.data.images import parse_size

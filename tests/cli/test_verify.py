@@ -121,6 +121,7 @@ def test_an_onnx_file_runs_in_the_engines_that_are_asked_for(tmp_path: Path) -> 
         (("bundle", "check", "b", "--force"), "--force is for writing a bundle"),
         (("bundle", "NET", "-o", "b", "--engine", "auto"), "--engine is for bundle check"),
         (("bundle", "NET", "-o", "b", "--target", "opencv", "--mean", "0", "--calibration", "c"), "a bundle for opencv does not use"),
+        (("bundle", "NET", "PICTURE", "-o", "b"), "quote a pattern of pictures"),
         (("quantize", "NET", "-o", "q.onnx", "-c", "p", "--precision", "fp16", "--tables", "none"), "--tables is for int8"),
         (("quantize", "NET", "-o", "q.onnx", "-c", "p", "--percentile", "99"), "--percentile is for --method percentile"),
         (("export", "NET", "-o", "m.pt", "--to", "torch", "--opset", "17"), "--opset is for ONNX files"),
