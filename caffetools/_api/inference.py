@@ -448,7 +448,7 @@ def verify(
     from caffetools.onnx.verify import verify as compare
 
     check_control(events, cancel)
-    whole_number("seed", seed, 0)
+    whole_number("seed", seed, 0, 2**32 - 1)
     model = file_path("model", model)
     with reported("verify", f"Comparing {os.fspath(model)} with {os.fspath(deploy)}", events):
         progress = reporter(events, "verify", "layers", cancel)

@@ -149,7 +149,7 @@ def retarget(
     classes = None if classes is None else whole_number("classes", classes, least=2)
     epochs, head_lr_mult = whole_number("epochs", epochs), finite_number("head_lr_mult", head_lr_mult)
     base_lr = None if base_lr is None else positive_number("base_lr", base_lr)
-    seed = None if seed is None else whole_number("seed", seed, least=0)
+    seed = None if seed is None else whole_number("seed", seed, 0, 2**63 - 1)
     card = dataset if isinstance(dataset, DatasetCard) or dataset is None else load_card(file_path("dataset", dataset))
     count = classes_of(card, classes) if card is not None else classes
     if count is None:

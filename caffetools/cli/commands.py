@@ -294,7 +294,7 @@ def _build(name: str, entry: Entry) -> Any:
         group = typer.main.get_group(thing)
         group.name, group.epilog = name, example
         for command in (group, *group.commands.values()):
-            _use_own_help(command)
+            _complete(command)
         return group
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
     context = {"allow_interspersed_args": False} if entry.script else None
@@ -302,12 +302,23 @@ def _build(name: str, entry: Entry) -> Any:
     more: dict[str, Any] = {"epilog": example, "no_args_is_help": not entry.alone, "context_settings": context}
     app.command(name, cls=kind, help=flowing(thing.__doc__ or ""), **more)(thing)
     command = typer.main.get_command(app)
-    _use_own_help(command)
+    _complete(command)
     return command
 
 
-def _use_own_help(command: Any) -> None:
+def _complete(command: Any) -> None:
+    """Give a command of typer our own help, and the check that all commands make of numbers."""
     vars(command)["format_help"] = partial(_write_help, command)
+    vars(command)["parse_args"] = partial(_parse_args, command)
+
+
+def _parse_args(command: TyperCommand | TyperGroup, ctx: typer.Context, args: list[str]) -> list[str]:
+    from caffetools.cli.numbers import check_numbers
+
+    kind: Any = type(command)
+    rest: list[str] = kind.parse_args(command, ctx, args)
+    check_numbers(ctx)
+    return rest
 
 
 def _write_help(command: Command, ctx: typer.Context, formatter: object) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from caffetools.cli.numbers import MOST_SEED
 from caffetools.cli.show import console, note, print_json, print_next, progress_sink
 from caffetools.errors import DataError
 
@@ -24,7 +25,7 @@ def convert_imageset(
     check_size: Annotated[bool, typer.Option("--check-size", help="Require that all pictures have one size.")] = False,
     encoded: Annotated[bool, typer.Option("--encoded", help="Store picture files, not pixels.")] = False,
     encode_type: Annotated[str, typer.Option(help="File type to store, such as png or jpg (implies --encoded).", show_default=False)] = "",
-    seed: Annotated[int, typer.Option(help="Random seed of --shuffle.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Random seed of --shuffle.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a build of this list that was interrupted or killed.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at a picture that cannot be read, instead of leaving it out, or that is truncated.")

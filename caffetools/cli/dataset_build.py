@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from caffetools.cli.numbers import MOST_SEED
 from caffetools.cli.options import Cluster, not_standard_output
 from caffetools.cli.show import console, note, print_json, print_next, progress_sink
 
@@ -74,11 +75,11 @@ def build(
     val: Val = 0.2,
     test: Test = 0.0,
     group_by: GroupBy = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split and the order.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the split and the order.")] = 1,
     gray: Annotated[bool, typer.Option("--gray", help="Store one channel.")] = False,
     encode: _Encode = "raw",
     encoded: _Encoded = False,
-    min_per_class: Annotated[int, typer.Option(metavar="N", help="Leave out classes with fewer usable pictures.")] = 1,
+    min_per_class: Annotated[int, typer.Option(min=1, metavar="N", help="Leave out classes with fewer usable pictures.")] = 1,
     drop_duplicates: DropDuplicates = False,
     drop_similar: DropSimilar = False,
     root: Root = None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caffetools.cli.dataset_build import DropDuplicates, DropSimilar, GroupBy, Json, Root, Strict, show_card
+from caffetools.cli.numbers import MOST_SEED
 from caffetools.cli.options import not_standard_output
 from caffetools.cli.show import console, print_json, print_next, progress_sink
 from caffetools.errors import CaffeToolsError, DataError
@@ -62,7 +63,7 @@ def merge(
     datasets: Annotated[
         list[str], typer.Argument(metavar="DATASET...", help="Folders of datasets, or their URLs; or databases alone.", show_default=False)
     ],
-    seed: Annotated[int, typer.Option(help="Seed of the order of the training pictures.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the order of the training pictures.")] = 1,
     force: _Force = False,
     as_json: Json = False,
 ) -> None:
@@ -113,7 +114,7 @@ def subset(
     val_per_class: Annotated[
         int | None, typer.Option(metavar="N", help="Most validation (and test) pictures of a class.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed of the choice.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Random seed of the choice.")] = 1,
     force: _Force = False,
     as_json: Json = False,
 ) -> None:

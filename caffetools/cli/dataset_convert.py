@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from caffetools.cli.numbers import MOST_SEED32
 from caffetools.cli.options import AsJson, not_standard_output
 from caffetools.cli.show import console, print_json, print_next, progress_sink
 
@@ -16,7 +17,7 @@ _Images = Annotated[str, typer.Argument(metavar="IMAGES", help="The idx file of 
 _ImageLabels = Annotated[str, typer.Argument(metavar="LABELS", help="The idx file of labels, plain or .gz.", show_default=False)]
 _Database = Annotated[str, typer.Argument(metavar="DB", help="Database to create.", show_default=False)]
 _Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists, once the new one is complete.")]
-_Seed = Annotated[int, typer.Option(help="Random seed of the pairs.")]
+_Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED32, help="Random seed of the pairs.")]
 _BACKENDS = ("lmdb", "leveldb")
 
 

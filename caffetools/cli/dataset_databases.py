@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from caffetools.cli.models import complete_model, net_file
 from caffetools.cli.options import Cluster, Force, check_output, not_standard_output
 from caffetools.cli.show import console, print_json, progress_sink
 
@@ -148,7 +149,15 @@ def export(
 
 def stats(
     database: _Database,
-    net: Annotated[Path, typer.Argument(metavar="NET", help="A net's prototxt, for training or deployment.", show_default=False)],
+    net: Annotated[
+        Path,
+        typer.Argument(
+            metavar="NET",
+            help="A net's prototxt, for training or deployment; or a network of the zoo.",
+            show_default=False,
+            autocompletion=complete_model,
+        ),
+    ],
     layer: Annotated[str | None, typer.Option(help="Data layer to compare with.", show_default=False)] = None,
     as_json: _Json = False,
 ) -> None:
@@ -161,7 +170,7 @@ def stats(
     from caffetools.graph.dataset_fit import dataset_fit, hdf5_fit
     from caffetools.proto.text import read_net
 
-    param = read_net(net)
+    param = read_net(net_file(net, "train_val"))
     if hdf5_files(database) is not None:
         with progress_sink("Reading values") as events:
             files = inspect_hdf5(database, events=events)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from caffetools.cli.narrate import TerminalSink
+from caffetools.cli.numbers import MOST_SEED
 from caffetools.cli.options import not_standard_output
 from caffetools.cli.show import console, print_json, print_next
 from caffetools.errors import Cancelled
@@ -18,7 +19,7 @@ def demo(
     out: Annotated[
         Path, typer.Option("--out", "-o", callback=not_standard_output, help="Folder of the demo; an earlier demo in it is replaced.")
     ] = Path("caffetools-demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the split, the initial weights and the order.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the split, the initial weights and the order.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print only the result, as JSON.")] = False,
 ) -> None:

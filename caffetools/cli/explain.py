@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from caffetools.cli.models import net_file, weights_file
+from caffetools.cli.numbers import MOST_SCALE, MOST_SEED
 from caffetools.cli.options import Device, Dialect, Labels, Mean, Plugin, Resize, Scale
 from caffetools.cli.show import console, note, open_file, print_json, progress_sink
 from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, emit, open_net, report_written
@@ -41,7 +42,7 @@ LivePictures = Annotated[
         "--pictures", metavar="FOLDER", help="Pictures to show, and to look for a unit's top nine in; by default those that RUN holds out."
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Random seed.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=MOST_SEED, help="Random seed.")]
 
 
 def explain(
@@ -91,7 +92,9 @@ def occlusion(
         ),
     ] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="Step of the window; by default half of it.", show_default=False)] = None,
-    value: Annotated[float, typer.Option(help="Value that fills the window, after preprocessing: 0 is the mean.")] = 0.0,
+    value: Annotated[
+        float, typer.Option(min=-MOST_SCALE, max=MOST_SCALE, help="Value that fills the window, after preprocessing: 0 is the mean.")
+    ] = 0.0,
     blob: Blob = None,
     unit: UnitOption = None,
     mean: Mean = None,
@@ -227,7 +230,7 @@ def top_images(
     model = open_net(deploy, weights, mean, scale, resize, None, device)
     files = find_pictures(pictures)
     with progress_sink("Top images") as sink:
-        found = find_top_images(model, files, blob, top=top, batch=batch, state=state, events=sink)
+        found = find_top_images(model, files, blob, top=min(top, len(files)), batch=batch, state=state, events=sink)
     chosen = parse_units(units, len(found.values))
     emit(lambda theme: top_images_figure(model, files, found, chosen, theme=theme), out, show, f"Top pictures of {blob}")
 
@@ -298,7 +301,7 @@ def style(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.png", help="The picture to write.", show_default=False)],
     content_blob: Annotated[str | None, typer.Option(help="The blob whose values are kept.")] = None,
     style_blob: Annotated[list[str] | None, typer.Option(help="A blob whose Gram matrix is matched. May be repeated.")] = None,
-    weight: Annotated[float, typer.Option(min=0, help="Weight of style against content.")] = 10.0,
+    weight: Annotated[float, typer.Option(min=0, max=1e9, help="Weight of style against content.")] = 10.0,
     steps: Annotated[int, typer.Option(min=1, help="Evaluations of the net by the optimizer (L-BFGS).")] = 150,
     mean: Mean = None, scale: Scale = None,
     device: Device = "auto", dialect: Dialect = None, plugin: Plugin = None,

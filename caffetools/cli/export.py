@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
+from caffetools.cli.numbers import scale_factor
 from caffetools.cli.options import Dialect, Force, Plugin, check_output, given_options, refuse_options
 from caffetools.cli.show import console, print_json, print_next, progress_sink
 
@@ -28,6 +29,9 @@ InputShape = Annotated[
 ]
 DynamicAxes = Annotated[
     str | None, typer.Option(help="Axes of any size: batch,height,width or some of them; by default batch.", show_default=False)
+]
+_Scale = Annotated[
+    float | None, typer.Option("--scale", callback=scale_factor, help="Factor after the mean is subtracted; kept in the metadata.")
 ]
 From = Annotated[str | None, typer.Option("--from", metavar="BLOB,…", help="Blobs that become the inputs; earlier layers are removed.")]
 InGraph = Annotated[bool, typer.Option("--preprocess", help="Put mean, channel swap and scale into the graph: uint8 NHWC RGB pictures in.")]
@@ -51,7 +55,7 @@ def export(
     outputs: Annotated[str | None, typer.Option(metavar="BLOB,…", help="Blobs to export in place of the net's outputs.")] = None,
     from_: From = None,
     mean: Annotated[str | None, typer.Option(help="Mean file, or values as 104,117,123 (BGR); kept in the metadata.")] = None,
-    scale: Annotated[float | None, typer.Option(help="Factor after the mean is subtracted; kept in the metadata.")] = None,
+    scale: _Scale = None,
     resize: Annotated[str | None, typer.Option(help="Resize whole pictures to 256 or 320x240; kept in the metadata.")] = None,
     labels: Annotated[Path | None, typer.Option(help="File of class names, one a line; kept in the metadata.")] = None,
     preprocess: InGraph = False,

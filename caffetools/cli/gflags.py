@@ -9,12 +9,13 @@ from typing import Annotated
 
 import typer
 
+from caffetools.cli.numbers import INT32
 from caffetools.errors import CaffeToolsError
 
 Gpu = Annotated[str, typer.Option("--gpu", metavar="IDS", help="As Caffe's flag: the GPUs to use, 0 or 0,1 or all.", show_default=False)]
 OneGpu = Annotated[str, typer.Option("--gpu", metavar="ID", help="As Caffe's flag: the GPU to use.", show_default=False)]
 Stage = Annotated[str, typer.Option("--stage", metavar="NAME[,NAME]", help="Network stages, as Caffe's flag.", show_default=False)]
-Level = Annotated[int, typer.Option("--level", help="Network level, as Caffe's flag.")]
+Level = Annotated[int, typer.Option("--level", min=-INT32 - 1, max=INT32, help="Network level, as Caffe's flag.")]
 SigintEffect = Annotated[str, typer.Option("--sigint-effect", metavar="EFFECT", help="What Ctrl-C does: stop, snapshot or none.")]
 SighupEffect = Annotated[str, typer.Option("--sighup-effect", metavar="EFFECT", help="What a hang-up does: stop, snapshot or none.")]
 

@@ -67,7 +67,10 @@ def _model_hint(word: str) -> str:
     path = Path(word)
     if path.name != word or path.suffix[1:2].isalpha():
         return ""
-    from caffetools.zoo.names import known_names
+    from caffetools.zoo.names import is_model, known_names
+
+    if is_model(word):
+        return f"it is a model of the zoo; `caffetools zoo copy {word} {word}` writes its files"
 
     close = closest(word.lower(), known_names(), cutoff=0.75)
     return "" if close is None else f"did you mean '{close}'? (a model of the zoo)"

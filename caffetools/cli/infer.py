@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
-from caffetools.cli.options import AsJson, Device, Dialect, Force, Plugin, Precision, check_output, not_standard_output
+from caffetools.cli.options import AsJson, Device, Dialect, Force, Plugin, Precision, Scale, check_output, not_standard_output
 from caffetools.cli.show import console, print_json, progress_sink
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def infer(
     ] = False,
     npz: Annotated[bool, typer.Option("--npz", help="Write one INPUT.npz with all blobs, in place of .npy files.")] = False,
     mean: Annotated[str | None, typer.Option(help="Mean file (.binaryproto, .npy), or values as 104,117,123 (BGR).")] = None,
-    scale: Annotated[float | None, typer.Option(help="Factor after the mean is subtracted.")] = None,
+    scale: Scale = None,
     resize: Annotated[str | None, typer.Option(help="Resize whole pictures to 256 or 320x240 first.")] = None,
     device: Device = "auto",
     precision: Precision = "fp32",

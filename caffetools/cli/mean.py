@@ -19,7 +19,7 @@ def mean(
         Path | None, typer.Argument(metavar="[OUT]", help="Mean file to write, such as mean.binaryproto.", show_default=False)
     ] = None,
     backend: Annotated[str, typer.Option(help="lmdb or leveldb, as Caffe's flag; found out from the files.", show_default=False)] = "",
-    skip_corrupt: Annotated[int, typer.Option(help="Leave out up to this many damaged records.")] = 0,
+    skip_corrupt: Annotated[int, typer.Option(min=0, help="Leave out up to this many damaged records.")] = 0,
     cluster: Cluster = "",
     force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the mean values as JSON.")] = False,

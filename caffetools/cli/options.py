@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from caffetools.cli.numbers import scale_factor
+
 
 def _force(context: typer.Context, name: str | None) -> str | None:
     if name is not None:
@@ -64,7 +66,7 @@ Engine = Annotated[str, typer.Option(help="caffetools, or caffe: the real Caffe 
 EngineImage = Annotated[str, typer.Option(metavar="IMAGE", help="The docker image with the real Caffe.", show_default=False)]
 # How pictures are prepared for a deployed net.
 Mean = Annotated[str | None, typer.Option("--mean", help="Mean file (.binaryproto, .npy), or values as 104,117,123 (BGR).")]
-Scale = Annotated[float | None, typer.Option("--scale", help="Factor after the mean is subtracted.")]
+Scale = Annotated[float | None, typer.Option("--scale", callback=scale_factor, help="Factor after the mean is subtracted.")]
 Resize = Annotated[
     str | None,
     typer.Option(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from caffetools.cli.numbers import MOST_SEED
 from caffetools.cli.options import AsJson, Force, check_output
 from caffetools.cli.show import console, print_json
 
@@ -19,7 +20,7 @@ def preview(
     out: Annotated[Path, typer.Option("-o", "--out", help="The image file to write.")] = Path("preview.png"),
     count: Annotated[int, typer.Option(min=1, help="Number of pictures.")] = 6,
     variants: Annotated[int, typer.Option(min=1, help="Augmented variants of each picture.")] = 6,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Random seed.")] = 1,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from caffetools.cli.models import complete_model, only_here, prototxt, weights_file
+from caffetools.cli.numbers import TrainingSeed
 from caffetools.cli.options import ADD_WEIGHTS, Dialect, Force, Plugin, Stage, not_standard_output
 from caffetools.cli.show import console, note, print_json, print_next, print_table
 
@@ -66,7 +67,6 @@ Crop = Annotated[
 ]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training pictures; needs --dataset or an existing --train-source.")]
 BaseLr = Annotated[float | None, typer.Option(help="Base learning rate; by default a tenth of the net's own.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Random seed of the training; by default a different one in each run.")]
 LrMult = Annotated[float, typer.Option(min=0, help="Factor on lr_mult of all layers except the classifiers.")]
 HeadLrMult = Annotated[
     float | None,
@@ -121,7 +121,7 @@ def retarget(
     crop: Crop = None,
     epochs: Epochs = 20,
     base_lr: BaseLr = None,
-    seed: Seed = None,
+    seed: TrainingSeed = None,
     lr_mult: LrMult = 1.0,
     head_lr_mult: HeadLrMult = None,
     freeze: Freeze = None,
@@ -177,7 +177,8 @@ def _rates(base_lr: float | None, head_lr_mult: float | None, source: Path, trai
     from caffetools.surgery.retarget import HEAD_LR_MULT
 
     if trained_by is not None and trains_from_scratch(source):
-        return base_lr or read_solver(trained_by).base_lr, 1.0 if head_lr_mult is None else head_lr_mult
+        own = read_solver(trained_by).base_lr if base_lr is None else base_lr
+        return own, 1.0 if head_lr_mult is None else head_lr_mult
     return base_lr, HEAD_LR_MULT if head_lr_mult is None else head_lr_mult
 
 

@@ -10,6 +10,7 @@ import typer
 
 from caffetools.cli.gflags import Level, OneGpu, Stage, chosen_device, quiet_by_glog, split
 from caffetools.cli.models import complete_model, net_file, weights_file
+from caffetools.cli.numbers import INT32
 from caffetools.cli.options import Dialect, Engine, EngineImage, Plugin, Precision, SkipCorrupt
 from caffetools.cli.show import console, note, print_json, print_next, progress_sink, verbosity, write_log
 from caffetools.errors import CaffeToolsError
@@ -43,7 +44,7 @@ def test(
             autocompletion=complete_model,
         ),
     ] = "",
-    iterations: Annotated[int, typer.Option("--iterations", "-n", help="Number of batches to run.")] = 50,
+    iterations: Annotated[int, typer.Option("--iterations", "-n", max=INT32, help="Number of batches to run.")] = 50,
     model: Annotated[Path | None, typer.Option(help="The net's prototxt, as caffe test takes it.", show_default=False)] = None,
     stage: Stage = "",
     level: Level = 0,

@@ -10,6 +10,7 @@ import typer
 
 from caffetools.cli.gflags import Level, OneGpu, Stage, chosen_device, quiet_by_glog, split
 from caffetools.cli.models import complete_model, net_file, weights_file
+from caffetools.cli.numbers import INT32
 from caffetools.cli.options import Dialect, Engine, EngineImage, Plugin
 from caffetools.cli.show import console, print_json, progress_sink, verbosity, write_log
 from caffetools.errors import CaffeToolsError
@@ -29,7 +30,7 @@ def time(
     weights: Annotated[
         str, typer.Option("--weights", "-w", metavar="FILE", help="Weights (.caffemodel) to load; by default the fillers' values.")
     ] = "",
-    iterations: Annotated[int, typer.Option("--iterations", "-n", help="Number of forward and backward passes.")] = 50,
+    iterations: Annotated[int, typer.Option("--iterations", "-n", max=INT32, help="Number of forward and backward passes.")] = 50,
     phase: Annotated[str, typer.Option(metavar="TRAIN|TEST", help="Phase whose layers to run.")] = "TRAIN",
     stage: Stage = "",
     level: Level = 0,

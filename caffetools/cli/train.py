@@ -10,6 +10,7 @@ import typer
 
 from caffetools.cli.gflags import Gpu, Level, SighupEffect, SigintEffect, Stage, chosen_device, glog_folder, quiet_by_glog, split
 from caffetools.cli.models import complete_model, only_here, prototxt
+from caffetools.cli.numbers import MOST_PROCESSES
 from caffetools.cli.options import Dialect, Engine, EngineImage, Plugin, SkipCorrupt, not_standard_output
 from caffetools.cli.show import console, note, print_json, print_next, verbosity
 from caffetools.errors import CaffeToolsError
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
 
 
 Processes = Annotated[
-    int | None, typer.Option("--processes", "-n", help="Number of processes on this machine, each with the net's batch size.")
+    int | None,
+    typer.Option(
+        "--processes", "-n", min=1, max=MOST_PROCESSES, help="Number of processes on this machine, each with the net's batch size."
+    ),
 ]
 Restarts = Annotated[
-    int, typer.Option(metavar="N", help="With --processes: start all processes again up to N times when one fails; add --resume auto.")
+    int,
+    typer.Option(min=0, metavar="N", help="With --processes: start all processes again up to N times when one fails; add --resume auto."),
 ]
 
 Weights = Annotated[

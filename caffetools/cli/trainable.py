@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from caffetools.cli.models import complete_model, model_preprocessing, net_file
-from caffetools.cli.options import ADD_WEIGHTS, Dialect, Force, Plugin, Stage, not_standard_output
+from caffetools.cli.numbers import TrainingSeed
+from caffetools.cli.options import ADD_WEIGHTS, Dialect, Force, Plugin, Scale, Stage, not_standard_output
 from caffetools.cli.show import console, note, print_json, print_next, print_table
 
 _Deploy = Annotated[
@@ -35,12 +36,12 @@ def trainable(
     train_source: Annotated[str, typer.Option(help="Database of the training pictures.")] = "train_lmdb",
     val_source: Annotated[str, typer.Option(help="Database of the validation pictures.")] = "val_lmdb",
     mean: Annotated[str | None, typer.Option(help="Mean file (.binaryproto), or values as 104,117,123 (BGR).")] = None,
-    scale: Annotated[float | None, typer.Option(help="Factor after the mean is subtracted.")] = None,
+    scale: Scale = None,
     epochs: Annotated[
         int, typer.Option(min=1, help="Passes over the training pictures; needs --dataset or an existing --train-source.")
     ] = 20,
     base_lr: Annotated[float | None, typer.Option(help="Base learning rate; by default 0.001.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Random seed of the training; by default a different one in each run.")] = None,
+    seed: TrainingSeed = None,
     force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what changed as JSON.")] = False,
     stage: Stage = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
+from caffetools.cli.numbers import MOST_SEED32
 from caffetools.cli.options import Dialect, Mean, Plugin, Resize, Scale, given_options, refuse_options
 from caffetools.cli.show import console, print_json, print_next, print_table, progress_sink
 
@@ -36,7 +37,7 @@ def verify(
     scale: Scale = None,
     resize: Resize = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Largest difference allowed, relative to an output's largest value.")] = 1e-3,
-    seed: Annotated[int, typer.Option(help="Seed of random inputs.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED32, help="Seed of random inputs.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
     dialect: Dialect = None,
     plugin: Plugin = None,

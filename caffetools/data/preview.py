@@ -27,6 +27,8 @@ from caffetools.util.files import atomic_write
 PathLike = str | os.PathLike[str]
 _AnnotatedDatum = message_class("AnnotatedDatum")
 _GAP = 4
+# Longest side of a sheet; JPEG holds no more.
+_MOST_PIXELS = 65_500
 
 
 def draw_preview(
@@ -47,11 +49,13 @@ def draw_preview(
         The sheet's (width, height) in pixels.
 
     Raises:
-        DataError: The source cannot be read or has no pictures, or torchvision is not installed.
+        DataError: The source cannot be read or has no pictures, the sheet is too large, or torchvision is not installed.
         RunFailed: ``out`` cannot be written.
     """
     augmenter, rng = Augmenter(config), np.random.default_rng(seed)
     pictures = _pictures(Path(source), count)
+    if max(len(pictures), variants + 1) * side > _MOST_PIXELS:
+        raise DataError(f"a sheet of {len(pictures)} x {variants + 1} pictures has more than {_MOST_PIXELS} pixels on a side; take fewer")
     rows = []
     for number, (image, boxes) in enumerate(pictures):
         tiles = [_tile(image, boxes, side)]

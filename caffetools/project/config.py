@@ -193,7 +193,7 @@ def _converted(name: str, value: object, hint: Any) -> Any:
         if kind is int and isinstance(value, float) and value != int(value):
             raise ValueError
         return kind(value)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise CaffeToolsError(f"the setting '{name}' must be of type {kind.__name__.lower()}, not {value!r}") from None
 
 
@@ -202,4 +202,6 @@ def _plain(value: object) -> Any:
 
 
 def _text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return short if float(short := f"{value:g}") == value else repr(value)

@@ -15,16 +15,17 @@ from caffetools.errors import CaffeToolsError
 T = TypeVar("T")
 
 
-def whole_number(name: str, value: object, least: int = 1) -> int:
+def whole_number(name: str, value: object, least: int = 1, most: int = 2**63 - 1) -> int:
     """Return an integer argument.
 
     Args:
         name: Name of the parameter.
         value: Its value; any integer type, but no bool.
         least: Smallest value allowed.
+        most: Largest value allowed.
 
     Raises:
-        CaffeToolsError: It is not an integer, or it is too small.
+        CaffeToolsError: It is not an integer, or it is out of range.
     """
     try:
         number = operator.index(value)  # type: ignore[arg-type]
@@ -34,6 +35,8 @@ def whole_number(name: str, value: object, least: int = 1) -> int:
         raise CaffeToolsError(f"{name} must be an integer, not {value!r}")
     if number < least:
         raise CaffeToolsError(f"{name} must be at least {least}, not {number}")
+    if number > most:
+        raise CaffeToolsError(f"{name} must be at most {most}, not {number}")
     return number
 
 

@@ -22,6 +22,7 @@ from caffetools.visualize.units import Unit, unit_score
 Pixels = NDArray[np.uint8]
 # Of a batch's blobs, a number to increase.
 Objective = Callable[[Mapping[str, Tensor]], Tensor]
+_MOST_OCTAVES, _MOST_JITTER, _MOST_BLUR = 64, 1024, 100
 
 
 @reporting("synthesize", "Synthesize a unit's picture")
@@ -64,7 +65,7 @@ def synthesize(
         NetError, DataError: the net has no such blob or unit, it has no gradient, or an argument is out of range.
         Cancelled: ``cancel`` was called.
     """
-    _check(steps, octaves)
+    _check(steps, octaves, jitter, blur)
     generator = torch.Generator().manual_seed(seed)
     shape = model.preprocessor.shape
     x = 8.0 * torch.randn((1, *shape[1:]), generator=generator)
@@ -128,7 +129,7 @@ def deep_dream(
     Raises:
         NetError, DataError, Cancelled: as :func:`synthesize`.
     """
-    _check(steps, octaves)
+    _check(steps, octaves, jitter)
     generator = torch.Generator().manual_seed(seed)
     base = _fitting(model, pixels, blob)
     least = _input_size(model)
@@ -315,6 +316,9 @@ def _blurred(x: Tensor, deviation: float) -> Tensor:
     return flat.reshape(x.shape)
 
 
-def _check(steps: int, octaves: int) -> None:
+def _check(steps: int, octaves: int, jitter: int = 0, blur: float = 0.0) -> None:
     if steps < 1 or octaves < 1:
         raise DataError(f"at least 1 step and 1 octave are needed, not {steps} and {octaves}")
+    for name, value, most in (("octaves", octaves, _MOST_OCTAVES), ("jitter", jitter, _MOST_JITTER), ("blur", blur, _MOST_BLUR)):
+        if not 0 <= value <= most:
+            raise DataError(f"{name} must be from 0 to {most}, not {value}")

@@ -33,7 +33,10 @@ OPTIONS = [
     ("finetune pictures -o out --model lenet --from-scratch --mean absent", "absent: no such mean file"),
     ("finetune pictures -o out --model lenet --from-scratch --mean good.png", "good.png: this is a PNG picture"),
     ("finetune pictures -o out --model lenet --from-scratch --mean data/mean.binaryproto", "data/mean.binaryproto: a mean of 3 x 8 x 8"),
-    ("finetune pictures -o out --model lenet --from-scratch --seed 99999999999999999999", "--seed must be from 0 to"),
+    (
+        "finetune pictures -o out --model lenet --from-scratch --seed 99999999999999999999",
+        "'--seed': 99999999999999999999 is beyond 64 bits",
+    ),
     ("finetune pictures -o out --model lenet --from-scratch --device tpu", "unknown device 'tpu'"),
     (
         "finetune pictures -o out --model lenet --from-scratch --weights good.caffemodel",
@@ -42,7 +45,7 @@ OPTIONS = [
     ("demo -o out --device tpu", "unknown device 'tpu'"),
     ("dataset build pictures out --val 0", "the share of validation pictures must be between 0 and 1"),
     ("dataset build pictures out --size 0x5", "size 0x5 is impossible"),
-    ("dataset build pictures out --seed -1", "the seed must be 0 or more"),
+    ("dataset build pictures out --seed -1", "'--seed': it must be greater than or equal to 0"),
     ("dataset build pictures pictures/out", "pictures/out is inside of the pictures' folder"),
     ("deploy train.prototxt -o out --input-shape 1x3x2x2", "train.prototxt:6: layer 'conv': (Convolution) kernel 3 x 3 does not fit"),
     ("deploy train.prototxt -o out --batch 99999999999", "a batch of 99999999999 is not possible"),

@@ -60,6 +60,13 @@ def test_a_command_of_a_group_is_found_without_the_group(word: str, meant: str) 
     assert error_of(run(word, "x")) == f"there is no command '{word}'; did you mean '{meant}'?"
 
 
+def test_a_model_of_the_zoo_where_a_file_is_needed_is_named_as_one() -> None:
+    for line in (["train", "lenet"], ["upgrade", "lenet", "new.prototxt"], ["report", "lenet"]):
+        assert "it is a model of the zoo; `caffetools zoo copy lenet lenet` writes its files" in error_of(run(*line))
+    run_well("zoo", "copy", "lenet", "lenet")
+    assert "a model of the zoo" not in error_of(run("train", "lenet"))
+
+
 def test_the_example_of_a_missing_argument_has_what_was_given_and_the_weights_that_are_there() -> None:
     message = error_of(run("classify", "net/train_val.prototxt", "my pictures"))
     assert message.endswith("for example: caffetools classify net/train_val.prototxt w.caffemodel 'my pictures'")
