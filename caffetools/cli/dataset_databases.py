@@ -289,7 +289,9 @@ def _show_summary(summary: DatabaseSummary, names: list[str] | None) -> None:
 
 def _show_labels(summary: DatabaseSummary, names: list[str] | None) -> None:
     if summary.unlabelled:
-        console.print(f"{summary.unlabelled} record(s) without a label")
+        console.print(f"{summary.unlabelled} record(s) without a {'box' if summary.boxes else 'label'}")
+    if summary.boxes:
+        console.print(f"{summary.boxes} boxes; records with a box of each label:")
     most = max(summary.labels.values(), default=1)
     for label, count in list(summary.labels.items())[:_MOST_LINES]:
         name = f" {names[label]}" if names is not None and 0 <= label < len(names) else ""

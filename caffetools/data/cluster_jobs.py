@@ -149,11 +149,11 @@ def read_shard(task: Task) -> Task:
 
 def _to_json(facts: RecordFacts) -> list[Any]:
     error = None if facts.error is None else error_to_json(facts.error)
-    return [facts.key, facts.raw_key.hex(), facts.label, facts.shape, facts.stated, facts.not_finite, error]
+    return [facts.key, facts.raw_key.hex(), facts.label, facts.shape, facts.stated, facts.not_finite, error, facts.boxes]
 
 
 def _facts(values: list[Any]) -> RecordFacts:
-    key, raw, label, shape, stated, not_finite, error = values
+    key, raw, label, shape, stated, not_finite, error, boxes = values
     return RecordFacts(
         key=key,
         raw_key=bytes.fromhex(raw),
@@ -162,4 +162,5 @@ def _facts(values: list[Any]) -> RecordFacts:
         stated=None if stated is None else tuple(stated),
         not_finite=not_finite,
         error=None if error is None else error_from_json(error),
+        boxes=None if boxes is None else tuple((box[0], box[1]) for box in boxes),
     )

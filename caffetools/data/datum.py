@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from caffetools.data.images import Pixels, decode_image, to_planes
 from caffetools.errors import DataError
 from caffetools.proto import wire
-from caffetools.proto.schema import Datum
+from caffetools.proto.schema import Datum, message_class
 
 # Datum's field `data`, and the number of further fields that a record with a picture has at most (unpacked floats are a field each).
 _DATA, _FEW_FIELDS = 4, 16
@@ -40,6 +40,15 @@ def array_to_datum(array: NDArray[Any], label: int | None = None) -> Datum:
     if label is not None:
         datum.label = label
     return datum
+
+
+def _holds_boxes(value: bytes) -> bool:
+    """Return whether a record is SSD's AnnotatedDatum with a picture."""
+    try:
+        datum: Datum = message_class("AnnotatedDatum").FromString(value).datum
+    except DecodeError:
+        return False
+    return bool(datum.data or datum.float_data)
 
 
 def image_to_datum(image: Pixels, label: int) -> Datum:
@@ -85,6 +94,8 @@ def parse_datum(value: bytes, what: str) -> Datum:
     except DecodeError:
         raise DataError(f"{what}: the record is damaged: its {len(value)} bytes are not a Datum") from None
     if not (datum.data or datum.float_data):
+        if _holds_boxes(value):
+            raise DataError(f"{what}: the record is a picture with boxes (SSD's AnnotatedDatum), not a Datum")
         raise DataError(f"{what}: the record holds no pixels")
     return datum
 

@@ -169,5 +169,5 @@ def _compare_labels(fit: DatasetFit, summary: DatabaseSummary) -> None:
             )
         elif summary.labels and max(summary.labels) + 1 < classes:
             fit.notes.append(f"The layer '{layer}' has {classes} outputs; the highest label is {max(summary.labels)}.")
-    if summary.unlabelled and fit.classes:
+    if summary.unlabelled and fit.classes and not summary.boxes:
         fit.notes.append(f"{summary.unlabelled} record(s) have no label, which Caffe reads as 0.")

@@ -23,7 +23,7 @@ from caffetools.data.databases import new_lmdb
 from caffetools.data.datasets.export import export_database, safe_name
 from caffetools.data.datasets.inspect import inspect_database
 from caffetools.data.datasets.verify import Fault, verify_database
-from caffetools.data.datum import array_to_datum, encoded_to_datum
+from caffetools.data.datum import array_to_datum, encoded_to_datum, parse_datum
 from caffetools.data.images import read_image
 from caffetools.errors import Cancelled, DataError
 from caffetools.events import ArtifactWritten, Event, Finished, Progress, Started
@@ -118,6 +118,54 @@ def test_annotated_datum_of_ssd_is_read(tmp_path: Path) -> None:
     annotated.datum.CopyFrom(encoded_to_datum(encoded(noise(5, 6, 3), ".png"), 0))
     summary = inspect_database(write(tmp_path / "db", [("0", annotated)]))
     assert (summary.annotated, summary.shapes) == (1, {"3x5x6": 1})
+
+
+def boxed(boxes: list[tuple[int, tuple[float, float, float, float]]], key: int) -> tuple[str, Any]:
+    annotated = message_class("AnnotatedDatum")(type=0)
+    annotated.datum.CopyFrom(encoded_to_datum(encoded(noise(40, 50, 3, seed=key), ".png"), -1))
+    for label, corners in boxes:
+        box = annotated.annotation_group.add(group_label=label).annotation.add(instance_id=0).bbox
+        box.xmin, box.ymin, box.xmax, box.ymax = corners
+    return f"{key:08d}_dir/p{key}.png", annotated
+
+
+def test_labels_of_pictures_with_boxes_are_those_of_the_boxes(tmp_path: Path) -> None:
+    records = [
+        boxed([(1, (0, 0, 0.5, 0.5)), (2, (0.1, 0.2, 0.4, 0.6)), (1, (0.5, 0.5, 1, 1))], 0),
+        boxed([(2, (0, 0, 1, 1))], 1),
+        boxed([], 2),
+    ]
+    database = write(tmp_path / "db", records)
+    summary = inspect_database(database, sheet=tmp_path / "sheet.png")
+    assert (summary.labels, summary.boxes, summary.unlabelled, summary.annotated) == ({1: 1, 2: 2}, 4, 1, 3)
+    assert verify_database(database).faults == [] == verify_database(database, classes=3).faults
+    assert export_database(database, tmp_path / "out").count == 3
+    assert (tmp_path / "out/boxes.csv").read_text().splitlines()[:3] == [
+        "path,label,xmin,ymin,xmax,ymax",
+        "pictures/p0.png,1,0,0,25,20",
+        "pictures/p0.png,2,5,8,20,24",
+    ]
+    assert (tmp_path / "out/pictures/p1.png").read_bytes() == records[1][1].datum.data
+    with pytest.raises(DataError, match="is a picture with boxes"):
+        parse_datum(records[0][1].SerializeToString(), "it")
+
+
+def test_bad_boxes_are_faults(tmp_path: Path) -> None:
+    boxes = [
+        (1, (0.0, 0.0, 1.5, 0.5)),
+        (3, (0.0, 0.0, 0.5, 0.5)),
+        (-1, (0.0, 0.0, 0.5, 0.5)),
+        (2, (0.6, 0.0, 0.5, 0.5)),
+        (2, (0.0, 0.0, float("nan"), 1.0)),
+    ]
+    result = verify_database(write(tmp_path / "db", [boxed(boxes, 0)]), classes=3)
+    assert [(fault.kind, fault.message) for fault in result.faults] == [
+        ("values", "box 1 is not within the picture"),
+        ("label", "box 2: its label 3 is not below the number of classes, 3"),
+        ("label", "box 3: its label -1 is negative"),
+        ("values", "box 4 has its corners in the wrong order"),
+        ("values", "box 5 is not within the picture"),
+    ]
 
 
 def test_inspect_prints_json_and_draws_a_sheet(foreign: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from contextlib import closing
@@ -25,7 +26,7 @@ from caffetools.util.files import atomic_write
 from caffetools.util.folders import new_folder
 
 PathLike = str | os.PathLike[str]
-LIST = "list.txt"
+LIST, BOXES = "list.txt", "boxes.csv"
 # Names that Windows reserves for devices.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 _LONGEST_NAME = 120
@@ -63,6 +64,8 @@ def export_database(
 
     Encoded records give the stored file, byte for byte; raw pixels of 1, 3 or 4 channels a PNG with the same values; ``float_data`` and
     other numbers of channels a NumPy array (C, H, W). ``list.txt`` has a line ``path label`` for each, in the order of the keys.
+    Pictures with boxes (SSD's AnnotatedDatum) are in the folder ``pictures``, and ``boxes.csv`` has a line for each box: path, label, and
+    xmin, ymin, xmax, ymax in pixels.
 
     Args:
         path: An LMDB or LevelDB of Datum messages.
@@ -104,6 +107,7 @@ class _Writer:
         self._folder, self._names, self._result = folder, names, result
         self._used: set[str] = set()
         self._lines: list[str] = []
+        self._boxes: list[tuple[str | int, ...]] = []
         self._folders: dict[int | None, str] = {}
 
     def write(self, record: DecodedRecord, array: NDArray[Any]) -> None:
@@ -113,17 +117,24 @@ class _Writer:
         ending = Path(stem).suffix
         if ending.lower() in (suffix, ".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"):
             stem = stem[: -len(ending)]
-        name = self._unique(self._folder_of(record.label), safe_name(stem), suffix)
+        folder = self._folder_of(record.label) if record.boxes is None else "pictures"
+        name = self._unique(folder, safe_name(stem), suffix)
         target = self._folder / name
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(content)
         self._lines.append(f"{name} {record.label or 0}\n")
+        sides = np.tile(array.shape[:0:-1], 2)
+        for box in record.boxes or ():
+            self._boxes.append((name, box.label, *(f"{value:.6g}" for value in np.multiply(box.corners, sides))))
         self._result.count += 1
         self._result.arrays += suffix == ".npy"
 
     def close(self) -> None:
         with atomic_write(self._folder / LIST) as stream:
             stream.write("".join(self._lines).encode())
+        if self._boxes:
+            with atomic_write(self._folder / BOXES, "w") as stream:
+                csv.writer(stream, lineterminator="\n").writerows([("path", "label", "xmin", "ymin", "xmax", "ymax"), *self._boxes])
 
     def _folder_of(self, label: int | None) -> str:
         if label not in self._folders:

@@ -41,9 +41,10 @@ class DatabaseSummary:
         data_bytes: Size of the records' files or pixels, in bytes.
         shapes: ``CxHxW`` → number of records.
         encodings: Encoding and type of values, such as ``JPEG``, ``raw`` or ``PNG uint16`` → number of records.
-        labels: Label → number of records.
+        labels: Label → number of records; of records with boxes, number of those with a box of the label.
         unlabelled: Number of records without a label.
         annotated: Number of records that are SSD's AnnotatedDatum.
+        boxes: Number of their boxes.
         damaged_keys: Keys of the first 100 damaged records; empty for one whose key cannot be read.
         statistics: Number of channels and type of values, such as ``3 uint8`` → statistics.
     """
@@ -60,6 +61,7 @@ class DatabaseSummary:
     labels: dict[int, int] = field(default_factory=dict)
     unlabelled: int = 0
     annotated: int = 0
+    boxes: int = 0
     damaged_keys: list[str] = field(default_factory=list)
     statistics: dict[str, ChannelStatistics] = field(default_factory=dict)
 
@@ -96,7 +98,8 @@ def inspect_database(
         for record in followed(database, events, cancel):
             collector.add(record)
             if sheet is not None and record.array is not None:
-                tiles.add(record.label, record.array)
+                for label in record.labels or (None,):
+                    tiles.add(label, record.array)
         summary = collector.summary()
         if summary.damaged == summary.records:
             raise DataError("no record can be decoded", path=path, hint=f"the first error: {collector.first_error}")
@@ -166,13 +169,12 @@ class _Collector:
             return
         array = record.array
         summary.annotated += record.annotated
+        summary.boxes += len(record.boxes or ())
         summary.data_bytes += len(record.data) or array.nbytes
         self._shapes[shape_text(array)] += 1
         self._encodings[record.encoding + (f" {array.dtype}" if array.dtype == np.uint16 else "")] += 1
-        if record.label is None:
-            summary.unlabelled += 1
-        else:
-            self._labels[record.label] += 1
+        summary.unlabelled += not record.labels
+        self._labels.update(record.labels)
         self._moments.setdefault(f"{len(array)} {array.dtype}", Moments(len(array))).add(array)
 
     def summary(self) -> DatabaseSummary:

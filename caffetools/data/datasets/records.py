@@ -34,19 +34,41 @@ _CHUNK = 16
 
 
 @dataclass(frozen=True)
+class Box:
+    """A box of SSD's AnnotatedDatum.
+
+    Attributes:
+        label: Its class.
+        corners: xmin, ymin, xmax, ymax, as shares of the picture's sides.
+    """
+
+    label: int
+    corners: tuple[float, float, float, float]
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with the corners; empty if nothing is."""
+        low_x, low_y, high_x, high_y = self.corners
+        if not all(-1e-6 <= value <= 1 + 1e-6 for value in self.corners):
+            return "is not within the picture"
+        return "has its corners in the wrong order" if high_x < low_x or high_y < low_y else ""
+
+
+@dataclass(frozen=True)
 class DecodedRecord:
     """A record of a database.
 
     Attributes:
         key: Its key as text; bytes that are not UTF-8 are replaced.
         raw_key: Its key; empty if the database could not give the record, which is then yielded up to a page early.
-        label: Its label; None if the Datum has none.
+        label: Its label; None if the Datum has none, or if boxes have the labels.
         encoding: ``raw``, ``float_data``, or the format of the picture's file inside (``JPEG``, ``PNG``…).
         array: (C, H, W), uint8, uint16 or float32; None if it cannot be decoded.
         stated: (C, H, W) that an encoded Datum gives for its picture; None if it gives none.
         data: The picture's file; empty if the record holds pixels.
         error: Why it cannot be decoded.
         annotated: Whether it is an AnnotatedDatum of SSD.
+        boxes: The boxes of an AnnotatedDatum whose annotations have a type; None for other records.
     """
 
     key: str
@@ -58,6 +80,14 @@ class DecodedRecord:
     data: bytes = b""
     error: DataError | None = None
     annotated: bool = False
+    boxes: tuple[Box, ...] | None = None
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Its label, or those that its boxes have; empty if there is none."""
+        if self.boxes is not None:
+            return tuple(sorted({box.label for box in self.boxes}))
+        return () if self.label is None else (self.label,)
 
 
 @dataclass(frozen=True)
@@ -72,6 +102,7 @@ class RecordFacts:
         stated: (C, H, W) that an encoded Datum gives for its picture; None if it gives none.
         not_finite: Number of its values that are NaN or infinite.
         error: Why it cannot be decoded.
+        boxes: Label and fault of each box (see :class:`Box`); None for a record that is classified by one label.
     """
 
     key: str
@@ -81,6 +112,7 @@ class RecordFacts:
     stated: tuple[int, ...] | None
     not_finite: int
     error: DataError | None
+    boxes: tuple[tuple[int, str], ...] | None = None
 
 
 def record_facts(record: DecodedRecord) -> RecordFacts:
@@ -88,7 +120,8 @@ def record_facts(record: DecodedRecord) -> RecordFacts:
     array = record.array
     not_finite = 0 if array is None or array.dtype.kind != "f" else int((~np.isfinite(array)).sum())
     shape = None if array is None else array.shape
-    return RecordFacts(record.key, record.raw_key, record.label, shape, record.stated, not_finite, record.error)
+    boxes = None if record.boxes is None else tuple((box.label, box.fault) for box in record.boxes)
+    return RecordFacts(record.key, record.raw_key, record.label, shape, record.stated, not_finite, record.error, boxes)
 
 
 def decoded_records(database: Database) -> Generator[DecodedRecord, None, None]:
@@ -138,15 +171,15 @@ def _decode_chunk(chunk: _Chunk) -> list[DecodedRecord]:
 def _decode(path: str, record: Record) -> DecodedRecord:
     raw, value = record
     key, what = raw.decode("utf-8", "replace"), shown_key(path, raw)
-    annotated = False
+    annotated, boxes = False, None
     try:
         datum = parse_datum(value, what)
     except DataError as error:
         inner = _annotated(value)
         if inner is None:
             return DecodedRecord(key, raw, error=error)
-        datum, annotated = inner, True
-    label = int(datum.label) if datum.HasField("label") else None
+        (datum, boxes), annotated = inner, True
+    label = int(datum.label) if datum.HasField("label") and boxes is None else None
     data = bytes(datum.data) if datum.encoded else b""
     encoding = _format(data)[0] if datum.encoded else "raw" if datum.data else "float_data"
     stated = (int(datum.channels), int(datum.height), int(datum.width))
@@ -154,17 +187,27 @@ def _decode(path: str, record: Record) -> DecodedRecord:
     try:
         array = datum_to_array(datum, what=what, any_depth=True)
     except DataError as error:
-        return DecodedRecord(key, raw, label, encoding, None, given, data, error, annotated)
-    return DecodedRecord(key, raw, label, encoding, array, given, data, None, annotated)
+        return DecodedRecord(key, raw, label, encoding, None, given, data, error, annotated, boxes)
+    return DecodedRecord(key, raw, label, encoding, array, given, data, None, annotated, boxes)
 
 
-def _annotated(value: bytes) -> Datum | None:
-    """Return the Datum inside of SSD's AnnotatedDatum; None if ``value`` is not one."""
+def _annotated(value: bytes) -> tuple[Datum, tuple[Box, ...] | None] | None:
+    """Return the Datum inside of SSD's AnnotatedDatum and its boxes, if it states their type; None if ``value`` is not one."""
     try:
-        datum = _AnnotatedDatum.FromString(value).datum
+        found: Any = _AnnotatedDatum.FromString(value)
     except DecodeError:
         return None
-    return datum if datum.data or datum.float_data else None
+    datum: Datum = found.datum
+    if not (datum.data or datum.float_data):
+        return None
+    if not found.HasField("type"):
+        return datum, None
+    boxes = []
+    for group in found.annotation_group:
+        for annotation in group.annotation:
+            box = annotation.bbox
+            boxes.append(Box(int(group.group_label), (box.xmin, box.ymin, box.xmax, box.ymax)))
+    return datum, tuple(boxes)
 
 
 def _format(data: bytes) -> tuple[str, str]:

@@ -37,8 +37,8 @@ class Fault:
     Attributes:
         kind: ``damaged``: a record cannot be read or decoded. ``order``: keys are numbers, and the records
             are not in the order of the numbers (named once); keys out of the database's own order are damage. ``size``: its
-            size differs from most others', or from what its Datum states. ``values``: it has values that are not finite. ``label``:
-            its label is missing, negative, or not below the number of classes. ``gap``: no record has a label.
+            size differs from most others', or from what its Datum states. ``values``: it has values that are not finite, or a box that is
+            not within its picture. ``label``: its label, or that of a box, is missing, negative, or not below the number of classes. ``gap``: no record has a label.
             ``rows``: the datasets of an HDF5 file differ in their number of rows.
         key: Key of the record; empty for faults of no single record.
         message: What is wrong.
@@ -148,15 +148,12 @@ class _Checker:
         if record.shape is not None:
             self._check_array(record, record.shape)
             self._sizes.add(_shown(record.shape), number, record.key)
-        if record.label is None:
-            if record.error is None:
-                self._unlabelled.append((number, record.key))
-        elif record.label < 0:
-            self._fault("label", record, f"its label {record.label} is negative")
-        elif self._classes is not None and record.label >= self._classes:
-            self._fault("label", record, f"its label {record.label} is not below the number of classes, {self._classes}")
-        else:
-            self._labels[record.label] += 1
+        if record.boxes is not None:
+            self._check_boxes(record, record.boxes)
+        elif record.label is not None:
+            self._check_label(record, record.label)
+        elif record.error is None:
+            self._unlabelled.append((number, record.key))
 
     def finish(self) -> list[Fault]:
         self._numbered += self._sizes.unusual()
@@ -186,6 +183,22 @@ class _Checker:
             text = f"its number comes after {self._last}: databases order keys as bytes, and these are not padded with zeros"
             self._order = self.records - 1, Fault("order", record.key, text)
         self._last = number
+
+    def _check_label(self, record: RecordFacts, label: int, what: str = "") -> None:
+        if label < 0:
+            self._fault("label", record, f"{what}its label {label} is negative")
+        elif self._classes is not None and label >= self._classes:
+            self._fault("label", record, f"{what}its label {label} is not below the number of classes, {self._classes}")
+        else:
+            self._labels[label] += 1
+
+    def _check_boxes(self, record: RecordFacts, boxes: tuple[tuple[int, str], ...]) -> None:
+        # Label 0 is the background, which no box has.
+        self._labels[0] += 1
+        for number, (label, fault) in enumerate(boxes, 1):
+            self._check_label(record, label, f"box {number}: ")
+            if fault:
+                self._fault("values", record, f"box {number} {fault}")
 
     def _check_array(self, record: RecordFacts, shape: tuple[int, ...]) -> None:
         stated = record.stated
