@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
+    from matplotlib.axes import Axes
 
     from caffetools.net.net import Net
     from caffetools.proto.schema import NetParameter
@@ -119,7 +120,8 @@ def measure_test(param: NetParameter) -> Figures:
         later = least(lambda: net(batch))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.caffemodel"
-        writing, _ = once(lambda: save_weights(net, path))
+        # Nearly all of it is the system's copy to its cache, which varies by several times.
+        writing = min(once(lambda: save_weights(net, path))[0] for _ in range(3))
         reading, _ = once(lambda: load_weights(net, path))
     return {"build the net": building, "first TEST pass": first, "TEST pass": later, "write weights": writing, "read weights": reading}
 
@@ -192,21 +194,27 @@ def draw(results: dict[str, dict[int, Figures]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, len(results), figsize=(4.6 * len(results), 8), squeeze=False, layout="constrained")
-    for column, (part, points) in enumerate(results.items()):
-        sizes = sorted(points)
-        for row, memory in enumerate((False, True)):
-            panel = axes[row][column]
-            for what in points[sizes[0]]:
-                if what.startswith("GB") == memory:
-                    panel.plot(sizes, [max(points[size][what], 1e-6) for size in sizes], marker="o", label=what.removeprefix("GB, "))
-            low, high = panel.get_ylim()
-            panel.plot(sizes, [high * size / sizes[-1] for size in sizes], color="0.6", linestyle=":", label="linear")
-            panel.set(xscale="log", yscale="log", xlabel=UNITS[part], ylim=(low if low > 0 else None, None))
-            panel.set_ylabel("peak memory, GB" if memory else "CPU seconds")
-            panel.grid(alpha=0.3)
-            panel.legend(fontsize=7)
+    figure = pyplot.figure(figsize=(4.6 * len(results), 8), layout="constrained")
+    for memory, part_of_figure in enumerate(figure.subfigures(2, 1)):
+        panels = part_of_figure.subplots(1, len(results), squeeze=False)[0]
+        for panel, (part, points) in zip(panels, results.items(), strict=True):
+            draw_panel(panel, points, UNITS[part], memory=bool(memory))
+        # The lines are the same in all panels: below them, a legend hides nothing.
+        part_of_figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     figure.savefig(path, dpi=110)
+
+
+def draw_panel(panel: Axes, points: dict[int, Figures], unit: str, *, memory: bool) -> None:
+    """Draw the times, or the memory, of one part."""
+    sizes = sorted(points)
+    for what in points[sizes[0]]:
+        if what.startswith("GB") == memory:
+            panel.plot(sizes, [max(points[size][what], 1e-6) for size in sizes], marker="o", label=what.removeprefix("GB, "))
+    low, high = panel.get_ylim()
+    panel.plot(sizes, [high * size / sizes[-1] for size in sizes], color="0.6", linestyle=":", label="linear")
+    panel.set(xscale="log", yscale="log", xlabel=unit, ylim=(low if low > 0 else None, None))
+    panel.set_ylabel("peak memory, GB" if memory else "CPU seconds")
+    panel.grid(alpha=0.3)
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ _NARROW = 8  # outputs of a group
 _CACHE_FLOATS = 384 * 1024  # of a second-level cache, in use
 _HEAD_WEIGHTS = 4 * 1024 * 1024  # floats
 _LARGE_FLOATS = 192 * 1024  # of a blob of one image that leaves the second-level cache before it is pooled
+_FEW_PRODUCTS = 64  # of a value: a convolution that takes longer than to write its values to memory gains nothing by that
 _MOST_SOFTMAX = 64 * 1024  # values: torch's exp is the faster one for large maps, a call of torch takes 0.1 to 0.3 ms
 
 
@@ -174,6 +175,8 @@ class InferencePlan:
         for index, operator in enumerate(self.program.operators):
             form, value = operator.form, operator.outputs[0]
             if operator.dropped or not isinstance(form, inference.Conv) or _is_depthwise(form) or operator.residual is not None:
+                continue
+            if form.weight[0].numel() > _FEW_PRODUCTS:
                 continue
             if value.kept or value.parent is not None or len(value.consumers) != 1 or value.size < _LARGE_FLOATS * value.shape4[0]:
                 continue

@@ -140,6 +140,7 @@ def test_rows_of_a_convolution_are_pooled_as_they_are_made(
     planes: int, groups: int, conv: str, pool: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("caffetools.net.inference_plan._LARGE_FLOATS", 1)
+    monkeypatch.setattr("caffetools.net.inference_plan._FEW_PRODUCTS", 1000)
     torch.manual_seed(4)
     net = Net(parse(POOLED.format(planes=planes, groups=groups, conv=conv, pool=pool), NetParameter))
     for images in (1, 6):
