@@ -141,3 +141,87 @@ def test_commands_and_functions_take_it(deploy: Path, tmp_path: Path) -> None:
     assert done[0] == 2 and "unknown precision 'half'" in done[2]
     with pytest.raises(EngineError, match="--precision fp16 is for the engine torch, not for onnxruntime"):
         ct.classify(image, deploy, weights, mean=[128], engine="onnxruntime", precision="fp16")
+
+
+BODY = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 203 dim: 301 } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+  convolution_param { num_output: 24 kernel_size: 7 stride: 8 pad: 3 weight_filler { type: "msra" } } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+"""
+HEAD = """
+layer {{ name: "{name}" type: "Convolution" bottom: "conv" top: "{name}"
+  convolution_param {{ num_output: {outputs} kernel_size: 1 weight_filler {{ type: "gaussian" std: {std} }} }} }}
+"""
+SSD = (
+    BODY
+    + HEAD.format(name="loc", outputs=12, std=0.1)
+    + HEAD.format(name="conf", outputs=12, std=0.3)
+    + """
+layer { name: "loc_perm" type: "Permute" bottom: "loc" top: "loc_perm" permute_param { order: 0 order: 2 order: 3 order: 1 } }
+layer { name: "loc_flat" type: "Flatten" bottom: "loc_perm" top: "boxes" }
+layer { name: "conf_perm" type: "Permute" bottom: "conf" top: "conf_perm" permute_param { order: 0 order: 2 order: 3 order: 1 } }
+layer { name: "rows" type: "Reshape" bottom: "conf_perm" top: "rows" reshape_param { shape { dim: 0 dim: -1 dim: 4 } } }
+layer { name: "softmax" type: "Softmax" bottom: "rows" top: "softmax" softmax_param { axis: 2 } }
+layer { name: "conf_flat" type: "Flatten" bottom: "softmax" top: "conf_flat" }
+layer { name: "priors" type: "PriorBox" bottom: "conv" bottom: "data" top: "priors"
+  prior_box_param { min_size: 21 aspect_ratio: 2 flip: true variance: 0.1 variance: 0.1 variance: 0.2 variance: 0.2 } }
+layer { name: "found" type: "DetectionOutput" bottom: "boxes" bottom: "conf_flat" bottom: "priors" top: "found"
+  detection_output_param { num_classes: 4 share_location: true nms_param { nms_threshold: 0.9 } code_type: CENTER_SIZE
+    keep_top_k: 4000 confidence_threshold: 0.4 } }
+"""
+)
+YOLO = (
+    BODY.replace("dim: 203 dim: 301", "dim: 208 dim: 208")
+    + HEAD.format(name="maps", outputs=16, std=0.2)
+    + """
+layer { name: "found" type: "YoloDetectionOutput" bottom: "maps" top: "found" yolo_detection_output_param {
+  num_classes: 3 num_box: 2 confidence_threshold: 0.3 nms_threshold: 0.9 biases: 1 biases: 1.5 biases: 2.5 biases: 2 } }
+"""
+)
+PROPOSALS = (
+    BODY
+    + """
+layer { name: "info" type: "Input" top: "info" input_param { shape { dim: 1 dim: 3 } } }
+"""
+    + HEAD.format(name="scores", outputs=6, std=0.2)
+    + HEAD.format(name="offsets", outputs=12, std=0.05)
+    + """
+layer { name: "pairs" type: "Reshape" bottom: "scores" top: "pairs" reshape_param { shape { dim: 0 dim: 2 dim: -1 dim: 0 } } }
+layer { name: "softmax" type: "Softmax" bottom: "pairs" top: "softmax" }
+layer { name: "chances" type: "Reshape" bottom: "softmax" top: "chances" reshape_param { shape { dim: 0 dim: 6 dim: -1 dim: 0 } } }
+layer { name: "rois" type: "Proposal" bottom: "chances" bottom: "offsets" bottom: "info" top: "rois" proposal_param {
+  feat_stride: 8 base_size: 8 min_size: 8 ratio: 0.5 ratio: 1 ratio: 2 scale: 4 pre_nms_topn: 3000 post_nms_topn: 300 nms_thresh: 0.9 } }
+"""
+)
+
+
+def overlaps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Intersection over union of boxes (M, 4) and (N, 4): (M, N)."""
+    inside = (torch.minimum(a[:, None, 2:], b[None, :, 2:]) - torch.maximum(a[:, None, :2], b[None, :, :2])).clamp(min=0).prod(-1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (a, b)]
+    return inside / (areas[0][:, None] + areas[1][None] - inside)
+
+
+@pytest.mark.parametrize("mode", ["bf16", "fp16"])
+@pytest.mark.parametrize(("text", "blob", "corner"), [(SSD, "found", 3), (YOLO, "found", 3), (PROPOSALS, "rois", 1)])
+def test_a_detector_finds_the_boxes_of_float32(text: str, blob: str, corner: int, mode: str) -> None:
+    torch.manual_seed(2)
+    full, half = (Net(parse(text, NetParameter)) for _ in range(2))
+    half.load_state_dict(full.state_dict())
+    batch = {name: torch.randn(shape) for name, shape in full.blob_shapes.items() if name in full.inputs}
+    if "info" in batch:
+        batch["info"] = torch.tensor([[203.0, 301.0, 1.003]])
+    with torch.no_grad():
+        wanted = full(dict(batch))[blob].reshape(-1, corner + 4)
+        found = set_precision(half, mode)(dict(batch))[blob].reshape(-1, corner + 4)
+    best, at = overlaps(wanted[:, corner : corner + 4], found[:, corner : corner + 4]).max(1)
+    # Scores next to a threshold, and boxes next to that of suppression, may fall to either side.
+    bits = 8 if mode == "bf16" else 11
+    assert len(wanted) > 50 and float((best > 1 - 2.0 ** (4 - bits)).float().mean()) > 0.9
+    if corner == 3:
+        certain = (best > 1 - 2.0 ** (4 - bits)) & (wanted[:, 1] == found[at, 1])
+        assert float(certain.float().mean()) > 0.85
+        assert float((wanted[certain, 2] - found[at[certain], 2]).abs().max()) < 2.0 ** (2 - bits)
+    # Corners have more bits than the numbers that convolutions give.
+    assert bool((found[:, corner:].to(half.half_type).float() != found[:, corner:]).any())
