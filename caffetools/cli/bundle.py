@@ -97,7 +97,7 @@ def _check(folder: Path, engine: str, *, as_json: bool) -> None:
     from caffetools.bundle.check import check_bundle
     from caffetools.bundle.standalone import BACKENDS
 
-    others = (option for option in given_options() if option not in ("--engine", "--json"))
+    others = (option for option in given_options() if option not in ("--engine", "--json", "--plugin", "--dialect"))
     refuse_options(others, "is for writing a bundle, not for bundle check")
     if engine not in ("auto", *BACKENDS):
         raise typer.BadParameter(f"'{engine}' is not known; auto, {', '.join(BACKENDS)} are", param_hint="--engine")

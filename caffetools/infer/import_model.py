@@ -79,7 +79,7 @@ def _source(model: PathLike, shapes: Mapping[str, Shape]) -> tuple[PathLike | by
     """Return the ONNX file, or the bytes of a model that torch exports, and the shapes of inputs that are not in it."""
     text = os.fspath(model)
     if text.endswith(".pt2"):
-        if shapes:
+        if shapes and Path(text).exists():
             raise DataError("an exported program has the shapes of its inputs", path=text, hint="leave out --input-shape")
         return _exported_program(text), {}
     if ":" in text and not Path(text).exists():
