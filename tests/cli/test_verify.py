@@ -125,10 +125,10 @@ def test_an_onnx_file_runs_in_the_engines_that_are_asked_for(tmp_path: Path) -> 
         (("quantize", "NET", "-o", "q.onnx", "-c", "p", "--precision", "fp16", "--tables", "none"), "--tables is for int8"),
         (("quantize", "NET", "-o", "q.onnx", "-c", "p", "--percentile", "99"), "--percentile is for --method percentile"),
         (("export", "NET", "-o", "m.pt", "--to", "torch", "--opset", "17"), "--opset is for ONNX files"),
-        (("import", "m.pt2", "-o", "d", "--input-shape", "x=1,3,8,8"), "has the shapes of its inputs"),
+        (("import", "PROGRAM", "-o", "d", "--input-shape", "x=1,3,8,8"), "has the shapes of its inputs"),
     ],
 )
 def test_an_option_without_effect_is_refused(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
-    net, picture = write_net(tmp_path), write_pictures(tmp_path)[0]
-    given = [part for word in words for part in (net if word == "NET" else (picture if word == "PICTURE" else word,))]
-    assert message in error_of(run(*given))
+    (tmp_path / "m.pt2").touch()
+    places = {"NET": write_net(tmp_path), "PICTURE": (write_pictures(tmp_path)[0],), "PROGRAM": (tmp_path / "m.pt2",)}
+    assert message in error_of(run(*(part for word in words for part in places.get(word, (word,)))))
