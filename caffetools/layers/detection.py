@@ -164,9 +164,11 @@ class DetectionOutput(Layer):
         prior = priors.detach().float().cpu().numpy().reshape(2, self.priors, 4)
         encoded = bool(self.param.detection_output_param.variance_encoded_in_target)
         rows: list[list[float]] = []
-        for item in range(items):
-            boxes = [decode_boxes(located[item, :, s], prior[0], prior[1], self.code, encoded=encoded) for s in range(sets)]
-            rows += self._of_item(item, boxes, scored[item])
+        # Wild predictions give infinite boxes, as in Caffe, and no warning.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for item in range(items):
+                boxes = [decode_boxes(located[item, :, s], prior[0], prior[1], self.code, encoded=encoded) for s in range(sets)]
+                rows += self._of_item(item, boxes, scored[item])
         if not rows:
             rows = [[item, *[-1.0] * 6] for item in range(items)]
         return torch.tensor(rows, dtype=torch.float32, device=locations.device).reshape(1, 1, -1, 7)

@@ -112,8 +112,10 @@ def _moved(boxes: Array, offsets: Array) -> Array:
     """Boxes (R, 4) moved and scaled by offsets (R, 4): dx, dy over the size, and logarithms of the sizes' ratios."""
     size = boxes[:, 2:] - boxes[:, :2] + 1
     middle = boxes[:, :2] + size / 2 + offsets[:, :2] * size
-    half = np.exp(offsets[:, 2:]) * size / 2
-    corners: Array = np.concatenate([middle - half, middle + half], 1)
+    # Wild predictions give infinite boxes, as in Caffe, and no warning.
+    with np.errstate(over="ignore", invalid="ignore"):
+        half = np.exp(offsets[:, 2:]) * size / 2
+        corners: Array = np.concatenate([middle - half, middle + half], 1)
     return corners
 
 

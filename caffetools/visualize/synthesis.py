@@ -285,6 +285,8 @@ def _input_size(model: PictureNet) -> tuple[int, int]:
 
 def _to_rgb(model: PictureNet, x: Tensor) -> Pixels:
     planes = x[0].numpy()
+    if not np.isfinite(planes).all():
+        raise DataError("the picture has values that are not finite; take another scale, weight, blob or unit")
     mean = model.mean()
     mean = mean if planes.shape[1:] == mean.shape[1:] or mean.shape[1:] == (1, 1) else mean.mean((1, 2), keepdims=True)
     pixels = np.rint(np.clip(planes + mean, 0, 255)).astype(np.uint8).transpose(1, 2, 0)

@@ -273,3 +273,14 @@ def test_quiet_prints_the_result_of_a_command_that_asks_and_nothing_else(line: s
 
 def test_a_bare_command_line_gives_json_of_the_project(place: Path) -> None:
     assert json.loads(run_well("--json").stdout) == json.loads(run_well("status", "--json").stdout)
+
+
+def test_a_detector_with_wild_predictions_gives_no_warning(place: Path) -> None:
+    for scale in ("1e6", "-1e6"):
+        assert run_well("detect", "detector/deploy.prototxt", "detector/tiny.caffemodel", "good.png", "--scale", scale).stderr == ""
+
+
+def test_a_synthesized_picture_that_is_not_finite_is_refused(place: Path) -> None:
+    line = "visualize style good.prototxt good.caffemodel good.png good.png -o out.png --content-blob conv --style-blob conv --steps 1 --scale 1e-30"
+    assert "values that are not finite" in error_of(run(*shlex.split(line)))
+    assert not Path("out.png").exists()
