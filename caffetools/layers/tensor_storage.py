@@ -124,6 +124,14 @@ class TensorStorage:
         if value is not None and into.tensor is not None and value.dtype == torch.float32 and value.device == into.tensor.device:
             self._reshaped = into.tensor, value.detach()
 
+    def lie_in(self, tensor: Tensor) -> None:
+        """Use the memory of ``tensor`` (float32, in C order, on the CPU) from now on, while others read and write it, too."""
+        if not self.owns_storage(tensor):
+            self.clear()
+            self.shape, memory = tuple(tensor.shape), self._memory
+            # As if an array of it were alive: results are copied into it, and readers that keep it get copies.
+            memory.tensor, memory.owned, memory.views = tensor.detach(), True, [weakref.ref(tensor)]
+
     def _leave(self) -> None:
         """Take a memory of its own, without values."""
         if not self._memory.shared:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 
+import torch
+
 from caffetools.layers.base import Layer
 from caffetools.layers.blob_storage import BlobStorage
 from caffetools.net.blob_versions import Step
 from caffetools.net.net import Net
+from caffetools.net.param_sharing import owner_of
 
 Blobs = Mapping[str, BlobStorage]
 
@@ -46,6 +49,15 @@ def share_with_shapes(step: Step, blobs: Blobs) -> None:
     top.diff.share(diff, shape)
 
 
+def share_with_parameter(layer: Layer, blobs: Blobs) -> bool:
+    """Let the top of a Parameter layer lie in the memory of the parameter, as from Caffe's forward pass on; return whether that could be done."""
+    storage, owner = blobs[layer.tops[0]].data, owner_of(layer.blobs[0])
+    if storage.device.type != "cpu" or owner.dtype != torch.float32 or owner.shape != layer.blobs[0].shape or not owner.is_contiguous():
+        return False
+    storage.lie_in(owner)
+    return True
+
+
 def share_diff_back(step: Step, blobs: Blobs) -> bool:
     """Run the backward pass of a layer whose bottom and top have one diff; return whether that could be done.
 
@@ -73,6 +85,8 @@ def share_after_pass(steps: Sequence[Step], blobs: Blobs, stored: Collection[str
         stored: Blobs whose values are of the pass, or were edited since; the others were computed just now, layer by layer.
     """
     for step in steps:
+        if step.layer.TRAITS.role == "parameter":
+            share_with_parameter(step.layer, blobs)
         if shares_data(step.layer):
             bottom = blobs[step.layer.bottoms[0]].data
             for name in step.layer.tops:

@@ -245,6 +245,8 @@ class Stepwise:
         tops = self._compute(step, inputs, record=record)
         if record:
             step.record(inputs, tops)
+        if layer.TRAITS.role == "parameter" and shared_blobs.share_with_parameter(layer, self.blobs):
+            return
         sources = [self.blobs[b].data for b in layer.bottoms]
         for name, top in zip(layer.tops, tops, strict=True):
             if name in kept:

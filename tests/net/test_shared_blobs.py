@@ -239,3 +239,29 @@ def test_a_net_whose_blobs_are_overwritten_in_another_shape_has_no_onnx_form() -
     net = Net(parse(DATA + CONV + FLATTEN + RELU + product("x", "a", 0.7), NetParameter), TEST)
     with pytest.raises(ExportError, match="overwrites the blob 'a'"):
         build(net)
+
+
+PARAMETER = 'layer { name: "p" type: "Parameter" top: "p" parameter_param { shape { dim: 2 } } }'
+
+
+@pytest.mark.parametrize("phase", [TRAIN, TEST])
+def test_the_top_of_a_parameter_layer_lies_in_the_parameter_from_the_forward_pass_on(phase: int) -> None:
+    power = ' layer { name: "c" type: "Power" bottom: "p" top: "c" power_param { scale: 3 } loss_weight: 1 }'
+    run = Stepwise(Net(parse(PARAMETER + power, NetParameter), phase))
+    parameter = run.net.layers[0].blobs[0]
+    put(run, "p", 6)
+    assert parameter.tolist() == [0, 0]
+    with torch.no_grad():
+        parameter.fill_(4)
+    run.forward()
+    assert (get(run, "p"), get(run, "c")) == (4, 12)
+    put(run, "p", 2)
+    assert parameter.tolist() == [2, 2]
+    run.forward()
+    run.backward()
+    assert (get(run, "c"), get(run, "p", diff=True)) == (6, 3)
+    assert parameter.grad is not None
+    assert parameter.grad.tolist() == [3, 3]
+    with torch.no_grad():
+        parameter.fill_(7)
+    assert get(run, "p") == 7
