@@ -84,6 +84,9 @@ def mlflow_sink(experiment: str) -> EventSink:
         if find_spec("sqlalchemy") is None and "sqlite:" in str(error):
             hint = "its database needs the package sqlalchemy: pip install 'caffetools[mlflow]'; or set MLFLOW_TRACKING_URI to a server"
         raise CaffeToolsError(f"MLflow: {error}", hint=hint) from None
+    except ImportError as error:
+        # MLflow imports what a kind of server or database needs when that is opened.
+        raise CaffeToolsError(f"MLflow: {error}", hint="pip install 'caffetools[mlflow]'") from None
     if known is not None and known.lifecycle_stage == "deleted":
         raise CaffeToolsError(f"MLflow: the experiment '{experiment}' was deleted", hint="restore it, or give another name")
     run = ""

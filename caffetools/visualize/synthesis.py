@@ -14,6 +14,7 @@ from torch import Tensor
 from caffetools.cancel import CancelToken
 from caffetools.errors import DataError
 from caffetools.events import EventSink, ignore, reporter, reporting
+from caffetools.net.device import one_thread
 from caffetools.net.net import Net
 from caffetools.net.probe import needed_layers, picture_input, run_items, run_probe
 from caffetools.visualize.picture_net import PictureNet
@@ -81,7 +82,7 @@ def synthesize(
             gradient = _pixel_gradient(model, full, [blob], objective, jitter, generator)
             if full is not x:
                 gradient = _resized(gradient, size)
-            x = x + rate * (0.1 + 0.9 * left) * gradient / (gradient.abs().mean() + 1e-12)
+            x = x + rate * (0.1 + 0.9 * left) * gradient / _mean_size(gradient)
             x = x * (1 - decay)
             if blur and step % 4 == 3:
                 x = _blurred(x, blur * left)
@@ -143,7 +144,7 @@ def deep_dream(
         x = start + _resized(detail, size)
         for step in range(steps):
             gradient = _pixel_gradient(model, x, [blob], objective, jitter, generator)
-            x = _clipped(model, x + rate * gradient / (gradient.abs().mean() + 1e-12))
+            x = _clipped(model, x + rate * gradient / _mean_size(gradient))
             report(number * steps + step + 1, total)
         detail = x - start
     return _to_rgb(model, x)
@@ -249,6 +250,11 @@ def _pixel_gradient(
     return torch.roll(gradient[:1].detach().float().cpu(), (-dy, -dx), (2, 3))
 
 
+def _mean_size(gradient: Tensor) -> float:
+    """Return the mean absolute value, above 0; NumPy's sum does not depend on the number of threads, torch's does."""
+    return float(np.abs(gradient.numpy()).mean(dtype=np.float64)) + 1e-12
+
+
 def _values(net: Net, x: Tensor, blobs: Sequence[str]) -> dict[str, Tensor]:
     return run_probe(net, x, blobs=blobs).blobs
 
@@ -303,7 +309,11 @@ def _octave_sizes(height: int, width: int, octaves: int) -> list[tuple[int, int]
 
 
 def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
-    return x if tuple(x.shape[2:]) == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
+    if tuple(x.shape[2:]) == size:
+        return x
+    # In several threads torch's rounding differs.
+    with one_thread():
+        return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
 def _blurred(x: Tensor, deviation: float) -> Tensor:

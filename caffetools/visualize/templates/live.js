@@ -4,7 +4,7 @@
   const get = (id) => document.getElementById(id);
   const canvas = get("input"), context = canvas.getContext("2d", { willReadFrequently: true }), video = get("video");
   const blob = get("blob"), unit = get("unit"), method = get("method");
-  let busy = false, again = false, frozen = false, last = null, sheet = null, times = [], files = [], at = -1;
+  let ended = false, busy = false, again = false, frozen = false, last = null, sheet = null, times = [], files = [], at = -1;
   const view = { gamma: 1, common: false, back: false, crop: false, colour: false, zoom: 0, timing: false, origin: null, tops: "" };
   history.replaceState(null, "", "/");
   // Two pages may be open at once: each has its own last picture.
@@ -255,6 +255,7 @@
   }
 
   async function quit() {
+    ended = true;
     stop();
     await reach("/api/quit", { method: "POST" });
     document.body.replaceChildren("The server has stopped; this page can be closed.");
@@ -328,14 +329,17 @@
   }
 
   async function follow() {
+    if (ended) return;
     try {
       const answer = await ask("/api/run", undefined, seen === null ? {} : { seen });
+      if (ended) return;
       seen = answer.iteration;
       curves(answer.lines);
       if (answer.iteration !== null) get("iteration").textContent = "weights of iteration " + answer.iteration;
       if (answer.filters) { get("filters").src = answer.filters; get("t-filters").hidden = false; }
       if (answer.changed) { forgetTop(); send(); }
     } catch (error) {
+      if (ended) return;
       get("error").textContent = error.message;
     }
     setTimeout(follow, 3000);
