@@ -25,7 +25,7 @@ from caffetools.cli.options import (
     Scale,
     check_cluster,
 )
-from caffetools.cli.show import console, print_json, print_next, progress_sink, write_error
+from caffetools.cli.show import console, print_json, print_next, progress_sink, resumable, write_error
 
 if TYPE_CHECKING:
     from caffetools.infer.bulk import BulkResult
@@ -90,7 +90,7 @@ def classify(
     if parquet is not None:
         from caffetools.infer.bulk import classify_to_parquet
 
-        with progress_sink("Classifying") as sink:
+        with resumable(), progress_sink("Classifying") as sink:
             done = classify_to_parquet(
                 deploy, weights, options, find_sources(names, pictures_list or []), parquet, engine=engine, device=device, precision=precision, output=output, top=top, batch=batch,
                 oversample=oversample, cluster=cluster, force=force, resume=resume, events=sink,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from caffetools.cli.numbers import MOST_SEED
-from caffetools.cli.show import console, note, print_json, print_next, progress_sink
+from caffetools.cli.show import console, note, print_json, print_next, progress_sink, resumable
 from caffetools.errors import DataError
 
 
@@ -63,7 +63,7 @@ def convert_imageset(
         fast_decode=fast_decode,
         force=force,
     )
-    with progress_sink("Reading pictures") as events:
+    with resumable(possible=options.backend == "lmdb"), progress_sink("Reading pictures") as events:
         result = convert(root, listing, database, options, events=events)
     if as_json:
         errors = {"skipped": [str(error) for error in result.skipped], "truncated": [str(error) for error in result.truncated]}

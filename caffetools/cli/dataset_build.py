@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +9,7 @@ import typer
 
 from caffetools.cli.numbers import MOST_SEED
 from caffetools.cli.options import Cluster, not_standard_output
-from caffetools.cli.show import console, note, print_json, print_next, progress_sink
+from caffetools.cli.show import console, print_json, print_next, progress_sink, resumable
 
 if TYPE_CHECKING:
     from caffetools.data.datasets.card import DatasetCard
@@ -102,7 +100,7 @@ def build(
     """
     from caffetools.data.datasets.build import build_dataset
 
-    with _resumable(), progress_sink("Reading pictures") as events:
+    with resumable(), progress_sink("Reading pictures") as events:
         card = build_dataset(
             pictures,
             out,
@@ -131,16 +129,6 @@ def build(
             events=events,
         )
     show_card(card, as_json=as_json)
-
-
-@contextmanager
-def _resumable() -> Iterator[None]:
-    """Mention ``--resume`` when the user interrupts the build."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        note("the same command with --resume continues where this one stopped")
-        raise
 
 
 def show_card(card: DatasetCard, *, as_json: bool) -> None:

@@ -25,7 +25,7 @@ from caffetools.cli.options import (
     Scale,
     check_cluster,
 )
-from caffetools.cli.show import console, print_json, progress_sink, write_error
+from caffetools.cli.show import console, print_json, progress_sink, resumable, write_error
 
 if TYPE_CHECKING:
     from caffetools.infer.detector import DetectionResult
@@ -73,7 +73,7 @@ def detect(
     deploy, weights, names, _, _ = split_files(files or [], None, command="detect", listed=bool(lists))
     options = PreprocessOptions(mean=mean, labels=labels, scale=scale)
     if parquet is not None:
-        with progress_sink("Detecting") as sink:
+        with resumable(), progress_sink("Detecting") as sink:
             done = detect_to_parquet(
                 deploy, weights, options, find_sources(names, lists), parquet, engine=engine, device=device, precision=precision, output=output,
                 threshold=threshold, top=top, batch=batch, cluster=cluster, force=force, resume=resume, events=sink,

@@ -11,7 +11,7 @@ import typer
 from caffetools.cli.gflags import OneGpu, chosen_device, split
 from caffetools.cli.models import complete_model, net_file, weights_file
 from caffetools.cli.options import AsJson, Cluster, Dialect, Mean, Plugin, Resize, Resume, Scale, check_cluster, not_standard_output
-from caffetools.cli.show import console, print_json, print_next, progress, progress_sink
+from caffetools.cli.show import console, print_json, print_next, progress, progress_sink, resumable
 
 _Weights = Annotated[
     Path,
@@ -159,7 +159,7 @@ def _of_pictures(
     mean, scale, resize = given
     options = merge_options(PreprocessOptions(mean=mean, scale=scale, resize=parse_size(resize) if resize else None), net)
     sources = find_images(images)
-    with progress_sink("Extracting") as events:
+    with resumable(), progress_sink("Extracting") as events:
         done = picture_features_to_parquet(
             net_file(net, "deploy"),
             weights_file(weights),
@@ -181,7 +181,7 @@ def _of_batches(
     """Write the blobs of a net's own batches into Parquet files."""
     from caffetools.infer.bulk_features import features_to_parquet
 
-    with progress_sink("Extracting") as events:
+    with resumable(), progress_sink("Extracting") as events:
         result = features_to_parquet(net, weights, names, paths, batches, device=device, events=events, **run)
     if as_json:
         print_json([{"blob": name, "folder": folder, "rows": result.rows} for name, folder in zip(names, result.folders, strict=True)])

@@ -237,6 +237,17 @@ def progress_sink(what: str) -> Iterator[EventSink]:
         yield sink
 
 
+@contextmanager
+def resumable(*, possible: bool = True) -> Iterator[None]:
+    """Mention ``--resume`` when the user interrupts the work in the block, if it is ``possible``."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if possible:
+            note("the same command with --resume continues where this one stopped")
+        raise
+
+
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table on stdout, with two spaces between columns; one whose name starts with ``>`` stands at the right."""
     from rich.cells import cell_len

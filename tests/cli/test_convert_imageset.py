@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from caffetools.data.databases import open_database
+from tests.children import run_child
 from tests.cli.inprocess import run, without_next
 from tests.conftest import GOLDEN
 
@@ -52,3 +53,20 @@ def test_a_truncated_jpeg_is_stored_with_a_note(tmp_path: Path) -> None:
     assert done.returncode == 0 and f"stored all the same, as Caffe's tool does: {tmp_path}/a.jpg: the picture is truncated" in done.stderr
     done = run("convert-imageset", "", tmp_path / "list", tmp_path / "db", "--json", "--force")
     assert json.loads(done.stdout)["skipped"] == [] and "a.jpg" in json.loads(done.stdout)["truncated"][0]
+
+
+@pytest.mark.parametrize(("backend", "notes"), [("lmdb", 1), ("leveldb", 0)])
+def test_an_interrupted_build_mentions_resume_where_it_is_possible(tmp_path: Path, backend: str, notes: int) -> None:
+    if backend == "leveldb":
+        pytest.importorskip("plyvel")
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 5, 3), np.uint8))
+    (tmp_path / "list").write_text("a.png 0\n" * 40)
+    # The process is interrupted when it begins to write records.
+    script = (
+        "import os, signal, sys\nfrom caffetools.cli.app import main\n"
+        "def interrupt(event, args):\n    if event == 'open' and 'a.png' in str(args[0]):\n        os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.addaudithook(interrupt)\nsys.argv = ['caffetools', *sys.argv[1:]]\nmain()\n"
+    )
+    done = run_child(["-c", script, "convert-imageset", tmp_path, tmp_path / "list", tmp_path / "db", "--backend", backend])
+    assert done.returncode == 130 and done.stderr.endswith("caffetools: interrupted\n"), done.stderr
+    assert done.stderr.count("the same command with --resume continues") == notes and not (tmp_path / "db").exists()
