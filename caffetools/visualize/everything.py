@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from caffetools.cancel import CancelToken
-from caffetools.events import ArtifactWritten, EventSink, ignore, on_progress, reporter, reporting
+from caffetools.errors import NetError
+from caffetools.events import ArtifactWritten, EventSink, Warned, ignore, on_progress, reporter, reporting
 from caffetools.proto.text import read_net
 from caffetools.visualize.activations import blob_values, channels_first, computable_blobs, overview_figure
 from caffetools.visualize.explanations import ALL_METHODS, explain_all, explanations_figure
@@ -45,6 +46,8 @@ def write_everything(
 ) -> int:
     """Write a page with filters, weights and graph of a net, and activations and explanations of pictures.
 
+    Pictures of a net with several outputs, or with further inputs that its output depends on, are not explained.
+
     Args:
         path: The page, .html.
         model: The net.
@@ -52,7 +55,7 @@ def write_everything(
         weights: Its .caffemodel.
         pictures: Files.
         before: Earlier weights to compare with.
-        events: Receives the progress in percent, and the page as an artifact.
+        events: Receives the progress in percent, the page as an artifact, and a warning for each picture that is not explained.
         cancel: Stops between pictures, and between the batches of an explanation; no page is written.
 
     Returns:
@@ -70,7 +73,12 @@ def write_everything(
     size = _Size.of(len(prepared))
     for index, picture in enumerate(prepared):
         sink = on_progress(progress_of_part(report, index, len(prepared)))
-        drawings += _picture(model, picture, size, sink, cancel)
+        drawings.append(_activations(model, picture, size))
+        try:
+            drawings.append(_explanation(model, picture, size, sink, cancel))
+        except NetError as error:
+            # Which of several outputs to explain, or what other inputs hold, a page of everything cannot know.
+            events(Warned(task="visualize", message=f"{picture.name} is not explained: {error}"))
     graph = fold_repeats(net_graph(read_net(deploy)))
     placed = place_graph(graph)
     facts = f"{', '.join(graph.facts)}."
@@ -125,17 +133,21 @@ class _Size:
         return cls(max(_LEAST_SIDE, min(PANEL_SIDE, int(PANEL_SIDE * (_LARGE_PICTURES / count) ** 0.5))), max(1, _MOST_BLOBS // count))
 
 
-def _picture(model: PictureNet, prepared: Prepared, size: _Size, events: EventSink, cancel: CancelToken | None) -> list[Drawing]:
+def _activations(model: PictureNet, prepared: Prepared, size: _Size) -> Drawing:
     names = [name for name in computable_blobs(model.net) if name != model.input]
     values = channels_first(model.net, blob_values(model.net, prepared.input, names))
-    methods = [method for method in ALL_METHODS if method != "occlusion"]
-    explained = explain_all(model, prepared, methods, events=events, cancel=cancel)
-    title = f"Activations  ·  {prepared.name}"
 
-    def activations(theme: Theme) -> Figure:
+    def draw(theme: Theme) -> Figure:
+        title = f"Activations  ·  {prepared.name}"
         return overview_figure(values, picture=prepared.shown, title=title, most=size.blobs, side=size.side, theme=theme)[0]
 
-    def explanations(theme: Theme) -> Figure:
-        return explanations_figure(model, prepared, explained, side=size.side, theme=theme)[0]
+    return Drawing(f"Activations for {prepared.name}", draw)
 
-    return [Drawing(f"Activations for {prepared.name}", activations), Drawing(f"Explanation of {prepared.name}", explanations)]
+
+def _explanation(model: PictureNet, prepared: Prepared, size: _Size, events: EventSink, cancel: CancelToken | None) -> Drawing:
+    methods = [method for method in ALL_METHODS if method != "occlusion"]
+    explained = explain_all(model, prepared, methods, events=events, cancel=cancel)
+    return Drawing(
+        f"Explanation of {prepared.name}",
+        lambda theme: explanations_figure(model, prepared, explained, side=size.side, theme=theme)[0],
+    )

@@ -12,7 +12,7 @@ import torch
 
 from caffetools.cancel import CancelToken
 from caffetools.errors import Cancelled, DataError, NetError
-from caffetools.events import Event, EventSink, Finished, Progress, Started, on_progress
+from caffetools.events import Event, EventSink, Finished, Progress, Started, Warned, on_progress
 from caffetools.net.net import Net
 from caffetools.net.probe import run_probe
 from caffetools.net.weights import save_weights
@@ -230,6 +230,19 @@ def test_a_page_of_all_drawings_that_is_cancelled_is_not_written(
     with pytest.raises(Cancelled):
         write_everything(tmp_path / "page.html", model, deploy, weights, pictures[:2], events=stop, cancel=token)
     assert not (tmp_path / "page.html").exists() and isinstance(seen[-1], Finished) and seen[-1].status == "cancelled"
+
+
+@pytest.mark.parametrize("end", [linear(3, "conv2") + linear(2, "conv2", "ip_b"), data("dim: 1 dim: 5", "vector") + linear(3, "vector")])
+def test_a_page_of_all_drawings_leaves_out_what_it_cannot_explain(end: str, pictures: list[Path], tmp_path: Path) -> None:
+    deploy, weights = tmp_path / "deploy.prototxt", tmp_path / "w.caffemodel"
+    deploy.write_text(STACK + end)
+    save_weights(net_of(STACK + end), weights)
+    seen: list[Event] = []
+    count = write_everything(tmp_path / "page.html", PictureNet(deploy, weights), deploy, weights, pictures[:1], events=seen.append)
+    page = (tmp_path / "page.html").read_text()
+    (warning,) = [event.message for event in seen if isinstance(event, Warned)]
+    assert warning.startswith("00.png is not explained: ") and count == 4
+    assert "Activations for 00.png" in page and "Explanation of" not in page
 
 
 def test_top_images_are_drawn_as_crops(model: PictureNet, pictures: list[Path]) -> None:
