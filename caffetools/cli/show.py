@@ -203,6 +203,10 @@ def _rate_column() -> ProgressColumn:
 @contextmanager
 def progress(what: str) -> Iterator[Progress]:
     """Show a progress bar on stderr (on a terminal only, removed when done); yields a function ``(done, total)`` for library code to call."""
+    if verbosity.quiet or not sys.stderr.isatty():
+        # Not a bar that is disabled: older releases of rich end it with an empty line.
+        yield lambda done, total: None
+        return
     from rich import progress as bars
 
     rate = _rate_column()
@@ -213,9 +217,7 @@ def progress(what: str) -> Iterator[Progress]:
         rate,
         bars.TimeRemainingColumn(),
     )
-    with bars.Progress(
-        *columns, console=SafeConsole(stderr=True), transient=True, disable=verbosity.quiet or not sys.stderr.isatty()
-    ) as bar:
+    with bars.Progress(*columns, console=SafeConsole(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
 
         def advance(done: int, total: int) -> None:

@@ -54,7 +54,9 @@ def test_a_data_layer_gives_the_batches_of_caffe(case: dict[str, Any]) -> None:
     assert [list(shape) for shape in layer.configure([])] == [case["shapes"][f"{top}@0"] for top in case["tops"]]
     for step in range(case["passes"]):
         for name, top in zip(case["tops"], layer(), strict=True):
-            np.testing.assert_allclose(top.numpy(), expected[f"{name}@{step}"], rtol=1e-6, atol=0, strict=True)
+            batch, caffe = top.numpy(), expected[f"{name}@{step}"]
+            assert (batch.shape, batch.dtype) == (caffe.shape, caffe.dtype)
+            np.testing.assert_allclose(batch, caffe, rtol=1e-6, atol=0)
     layer.close()
 
 
