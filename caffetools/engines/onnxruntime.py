@@ -19,10 +19,15 @@ from caffetools.engines.input_shapes import fill_free_axes
 from caffetools.errors import ModelFileError
 from caffetools.proto.sniff import Kind, wrong_kind
 
-# onnxruntime's telemetry starts when it is imported and leaves a device id in the user's home; only this switches it off.
+# onnxruntime's telemetry starts when it is imported and leaves a device id in the user's home; only this variable, which the import
+# reads, switches it off. It is set for the import alone: the process and its children keep the environment that they were given.
+_was_given = "ORT_DISABLE_TELEMETRY" in os.environ
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-
-import onnxruntime
+try:
+    import onnxruntime
+finally:
+    if not _was_given:
+        os.environ.pop("ORT_DISABLE_TELEMETRY", None)
 
 # Errors come as exceptions, so its log would only repeat them.
 _FATAL = 4

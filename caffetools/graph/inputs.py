@@ -175,6 +175,8 @@ def data_shape(layer: LayerParameter, batch: int | None = None) -> Shape:
         raise NetError(f"the size of its data is not known: {error.message}; give --input-shape", layer=layer.name) from None
     if items:
         return (count, *items[0])
+    if first := _first_batch(layer):
+        return (batch or first[0][0], *first[0][1:])
     name = getattr(source, "source", "")
     reason = f"its source '{name}' is not there" if name else "it names no source"
     raise NetError(f"the size of its data is not known: it crops nothing and {reason}; give --input-shape", layer=layer.name)
@@ -195,8 +197,28 @@ def _known_tops(layer: LayerParameter) -> list[Shape]:
     """Return the shape of one item of each top, for layers whose tops may be anything and whose source is there; else an empty list."""
     if traits(layer).label_tops == "any":
         with suppress(CaffeToolsError):
-            return item_shapes(layer) or []
+            return item_shapes(layer) or [shape[1:] for shape in _first_batch(layer)]
     return []
+
+
+def _first_batch(layer: LayerParameter) -> list[Shape]:
+    """Return the shapes of the first batch of a data layer whose source no field of Caffe's names, as in plugins; else an empty list.
+
+    Raises:
+        NetError: The layer cannot read it.
+    """
+    facts = traits(layer)
+    if facts.role != "data" or facts.source or facts.user_code:
+        return []
+    kind, whole = _class_of(layer), type(layer)()
+    whole.CopyFrom(layer)
+    # A deploy net has lost the labels.
+    whole.top.extend(f"{layer.name}/{number}" for number in range(len(whole.top), kind.TOPS[0]))
+    try:
+        return list(kind(whole).configure([]))
+    except Exception as error:
+        what = error.message if isinstance(error, CaffeToolsError) else f"{type(error).__name__}: {error}"
+        raise NetError(f"the size of its data is not known: {what}; give --input-shape", layer=layer.name) from error
 
 
 def _input_shapes(layer: LayerParameter) -> list[Shape]:

@@ -143,7 +143,7 @@ def train(
             try:
                 _run(solver, emitter, signals, writer, text)
             finally:
-                solver.release_random_states()
+                solver.close()
     return TrainResult(solver, history, text.path, metrics.path, solver.stopping)
 
 
@@ -180,7 +180,7 @@ def _follow(
 ) -> TrainResult:
     """Train in a process that is not the main one: it computes and writes nothing."""
     solver = _prepare(path, param, place, GlogWriter(), [signals], make)
-    with signals:
+    with signals, solver:
         solver.solve()
     return TrainResult(solver, History(), log, log.with_name(f"{Path(prefix).name}_log.jsonl"), solver.stopping)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from caffetools.data.layers.batch_source import pause_reading
 from caffetools.errors import CaffeToolsError
 from caffetools.net.device import float32_products
 from caffetools.net.net import Net
@@ -322,6 +323,21 @@ class Solver:
     def release_random_states(self) -> None:
         """Give the random states of torch, NumPy and Python back as they were, where layers of this solver draw from them."""
         self.random.release()
+
+    def close(self) -> None:
+        """Stop the threads that read data ahead, close the data's files, and give the global random states back where layers draw from them.
+
+        A later ``step`` opens them again and continues with the next batch. A ``with`` block of a solver closes it at its end.
+        """
+        for net in (self.net, *self.test_nets):
+            pause_reading(net.layers)
+        self.release_random_states()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def notify(self, hook: str, *arguments: object) -> None:
         """Call a hook of every callback, in order.

@@ -23,9 +23,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from caffetools.errors import CaffeToolsError, RunFailed
+from caffetools.solver.presence import Presence
 
 if TYPE_CHECKING:
-    pass
+    from torch._C._distributed_c10d import Store
 
 T = TypeVar("T")
 
@@ -167,6 +168,7 @@ class DDP:
             dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.size, timeout=limit)
             self._control: Any = dist.new_group(backend="gloo", timeout=limit)
             self._untimed_group: Any = dist.new_group(backend="gloo", timeout=_NO_TIMEOUT)
+            self._presence = Presence(self._store, self.rank, self.size)
         except (RuntimeError, ValueError) as error:
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise RunFailed(f"process {self.rank} of {self.size} could not join the others: {why}") from error
@@ -247,6 +249,12 @@ class DDP:
                 raise
             raise self._lost() from error
 
+    def close(self) -> None:
+        """Leave the other processes."""
+        self._presence.close()
+        with suppress(RuntimeError):
+            dist.destroy_process_group()
+
     def error_to_raise(self, error: BaseException) -> BaseException:
         """Return what this process raises for ``error``: itself, or a silent exit where another process reports the failure."""
         code = getattr(error, "exit_code", 1)
@@ -279,11 +287,15 @@ class DDP:
         if threading.current_thread() is threading.main_thread():
             # The agent ends the processes that are left; until it does, another one may report.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._presence.ask()
         try:
             self._store.wait([_REPORT], self._report_limit)
             text, reported = self._store.get(_REPORT).decode(), True
         except RuntimeError:
-            text = "the connection to another process broke off, or it did not answer (was it killed, or its machine lost?)"
+            if lost := self._presence.lost():
+                text = f"no answer from {lost} (killed, stopped, or the machine lost?)"
+            else:
+                text = "the connection to another process broke off, or a step took too long; all processes still run"
             reported = not self._claim_report()
         return PeerLost(f"training in {self.size} processes has ended: {text}", reported=reported)
 
@@ -333,11 +345,10 @@ def join(*, cuda: bool = False) -> Iterator[Strategy]:
             raise
         raise raised from None
     finally:
-        with suppress(RuntimeError):
-            dist.destroy_process_group()
+        strategy.close()
 
 
-def _agree_on_attempt(store: Any, rank: int, size: int, limit: timedelta) -> str:
+def _agree_on_attempt(store: Store, rank: int, size: int, limit: timedelta) -> str:
     """Return a name for this start of the processes that all of them know.
 
     torchrun starts processes again with the same store, which still has the addresses of those that have ended, and the agents of

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from caffetools.cancel import CancelToken
+from caffetools.data.layers.batch_source import pause_reading
 from caffetools.errors import CaffeToolsError
 from caffetools.events import EventSink, Progress, Tested, ignore, reported
+from caffetools.layers.draws import drawing_from
 from caffetools.net.net import Net, error_context
 from caffetools.net.weights import load_weights
 from caffetools.proto.file_names import read_net_near_files
@@ -66,15 +68,18 @@ def test_net(
 def _score(net: Net, iterations: int, log: Log, events: EventSink, cancel: CancelToken) -> TestScores:
     log("caffe.cpp:281", f"Running for {iterations} iterations.")
     scores = Scores(net)
-    with torch.no_grad():
-        for batch in range(iterations):
-            cancel.raise_if_cancelled("the test")
-            blobs = net()
-            scores.add(blobs)
-            if log is not no_log:
-                for output in read_outputs(net, blobs):
-                    log("caffe.cpp:304", f"Batch {batch}, {output.name} = {number(output.value)}")
-            events(Progress(task="test", done=batch + 1, total=iterations, unit="batches"))
+    try:
+        with torch.no_grad():
+            for batch in range(iterations):
+                cancel.raise_if_cancelled("the test")
+                blobs = net()
+                scores.add(blobs)
+                if log is not no_log:
+                    for output in read_outputs(net, blobs):
+                        log("caffe.cpp:304", f"Batch {batch}, {output.name} = {number(output.value)}")
+                events(Progress(task="test", done=batch + 1, total=iterations, unit="batches"))
+    finally:
+        pause_reading(net.layers)
     return TestScores(scores.loss(), scores.means(), iterations)
 
 
@@ -88,7 +93,8 @@ def load_test_net(
     """
     log("caffe.cpp:275", "Use CPU." if torch.device(device).type == "cpu" else "Use GPU.")
     param = read_net_near_files(path, log)
-    with error_context(path):
+    # Layers that the file lacks keep their fillers' values: the same in every call, and the caller's random state is left alone.
+    with error_context(path), drawing_from(torch.Generator()):
         net = Net(param, TEST, level=level, stages=stages)
     log_net(log, net, format_text(net.param))
     given = [top for layer in net.layers if layer.TRAITS.role == "input" for top in layer.tops]

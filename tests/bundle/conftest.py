@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -164,3 +165,8 @@ def bundles(tiny: Nets, options: PreprocessOptions, tmp_path_factory: pytest.Tem
     for target in ("jetson", "onnxruntime", "opencv"):
         build_bundle(*tiny, folder / target, target, options)
     return {target: folder / target for target in ("jetson", "onnxruntime", "opencv")}
+
+
+@pytest.fixture
+def copy(bundles: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundles["opencv"], tmp_path / "copy"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -121,3 +124,19 @@ def test_a_model_of_an_opset_that_onnxruntime_does_not_run_is_named_as_that() ->
     future = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 99)], ir_version=8)
     with pytest.raises(ModelFileError, match=rf"has opset 99, and onnxruntime .* runs opsets up to {newest}; take a lower --opset"):
         open_session(future)
+
+
+def test_onnxruntime_leaves_nothing_in_the_home_and_the_environment_as_it_was(tmp_path: Path) -> None:
+    """Its telemetry, which a process that runs it would leave there, is off; only while it is imported does a variable say so."""
+    engines(tmp_path)
+    script = (
+        "import os; before = dict(os.environ); from caffetools.engines.onnxruntime import OnnxRuntimeEngine;"
+        f"OnnxRuntimeEngine.load({str(tmp_path / 'a.onnx')!r}); assert dict(os.environ) == before"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    switches = ("CI", "ORT_DISABLE_TELEMETRY")
+    environment = {name: value for name, value in os.environ.items() if name not in switches} | {"HOME": str(home)}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    assert not list(home.rglob("*"))

@@ -6,9 +6,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import caffetools as ct
 from caffetools.errors import CaffeToolsError, NetError
 from caffetools.layers import registry
 from caffetools.layers.plugin import failed_place, load_plugin
@@ -141,3 +143,47 @@ def test_a_linear_layer_of_a_plugin_has_the_short_form_of_its_traits(tmp_path: P
     assert added.type == "NarrowProduct" and added.inner_product_param.num_output == 7
     with pytest.raises(CaffeToolsError, match="does not give the numbers that a NarrowProduct layer needs"):
         parse_added("NarrowProduct:7:3")
+
+
+ROWS = """
+import numpy as np
+import torch
+from caffetools.layers.base import Layer
+from caffetools.layers.registry import register
+from caffetools.layers.traits import Traits
+from caffetools.proto.unknown import unknown_fields
+
+
+@register("Rows")
+class Rows(Layer):
+    READS_UNKNOWN = IS_DATA = True
+    TRAITS = Traits(role="data", label_tops="numbers")
+    BOTTOMS, TOPS = (0, 0), (2, 2)
+
+    def setup(self, bottoms):
+        (param,) = unknown_fields(self.param)["rows_param"]
+        self.rows, self.size = np.load(param["source"][0]), int(param["batch_size"][0])
+        return [(self.size, *self.rows.shape[1:]), (self.size,)]
+
+    def forward(self):
+        return torch.from_numpy(self.rows[: self.size]), torch.zeros(self.size)
+"""
+
+
+def test_a_data_layer_with_a_source_of_its_own_gives_the_shapes_of_its_first_batch(tmp_path: Path) -> None:
+    load_plugin(written(tmp_path, ROWS))
+    np.save(tmp_path / "rows.npy", np.zeros((9, 3, 8, 6), np.float32))
+    net = tmp_path / "train_val.prototxt"
+    net.write_text(
+        f'layer {{ name: "data" type: "Rows" top: "data" top: "label" rows_param {{ source: "{tmp_path / "rows.npy"}" batch_size: 4 }} }}'
+        'layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 5 } }'
+        'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }'
+    )
+    shapes = {name: shape for layer in ct.inspect(net).layers for name, shape in zip(layer.tops, layer.shapes or [], strict=True)}
+    assert shapes["data"] == (4, 3, 8, 6) and shapes["label"] == (4,)
+    assert tuple(ct.deploy(net).layer[0].input_param.shape[0].dim) == (1, 3, 8, 6)
+    (tmp_path / "rows.npy").unlink()
+    with pytest.raises(
+        NetError, match="layer 'data': the size of its data is not known: FileNotFoundError: .*rows.npy.*give --input-shape"
+    ):
+        ct.deploy(net)

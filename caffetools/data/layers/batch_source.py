@@ -367,6 +367,14 @@ class ReadingLayer(Layer):
         self._shard = (rank, world_size)
         self.close()
 
+    def pause(self) -> None:
+        """Stop the thread and close the files; a later forward pass opens them again and continues with the next batch."""
+        if self._maker is not None:
+            with self._named():
+                self._state = self.get_state()
+            self._halt()
+            self._maker = None
+
     def close(self) -> None:
         """Stop the thread and close the files; a later forward pass starts over."""
         self._halt()
@@ -458,3 +466,10 @@ def augment_layers(layers: Iterable[Layer], path: PathLike) -> list[str]:
                 )
             names.append(layer.name)
     return names
+
+
+def pause_reading(layers: Iterable[Layer]) -> None:
+    """Stop the threads that read ahead for ``layers`` and close their files; see :meth:`ReadingLayer.pause`."""
+    for layer in layers:
+        if isinstance(layer, ReadingLayer):
+            layer.pause()
