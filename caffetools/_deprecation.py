@@ -45,7 +45,7 @@ def deprecated_parameter(name: str, *, since: str, instead: str) -> Callable[[Ca
             f"{major}.{int(minor) + 1}; use {instead}"
         )
 
-        known: dict[str, str] | None = getattr(function, "_deprecated_parameters", None)
+        known: dict[str, str] | None = getattr(function, "deprecated_parameters", None)
         if known is not None:
             # One wrapper for all, so that each warning is shown for the caller's line.
             known[name] = text
@@ -58,7 +58,7 @@ def deprecated_parameter(name: str, *, since: str, instead: str) -> Callable[[Ca
                 warnings.warn(texts[given], DeprecationWarning, stacklevel=2)
             return function(*args, **kwargs)
 
-        call._deprecated_parameters = texts  # type: ignore[attr-defined]
+        call.deprecated_parameters = texts  # type: ignore[attr-defined]
         return call
 
     return decorate

@@ -152,7 +152,7 @@ class _OldPackage(ModuleType):
 
     def __call__(self, *args: object, **options: object) -> object:
         name = self.__name__.removeprefix(_PACKAGE)
-        home = sys.modules[_PACKAGE.removesuffix(".")]._HOMES[name]
+        home = sys.modules[_PACKAGE.removesuffix(".")]._HOMES[name]  # noqa: SLF001 (the package itself)
         return getattr(importlib.import_module(_PACKAGE + home), name)(*args, **options)
 
 

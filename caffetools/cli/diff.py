@@ -44,9 +44,7 @@ def diff(
     """
     from caffetools.errors import CaffeToolsError
     from caffetools.graph.diff import diff_nets, diff_weights
-    from caffetools.net.net import error_context
-    from caffetools.net.weights import read_weights
-    from caffetools.proto.text import read_net
+    from caffetools.proto.text import error_context, read_net
     from caffetools.proto.upgrades.v1 import upgrade_net
 
     found: list[Difference] | list[WeightsDifference]
@@ -57,6 +55,8 @@ def diff(
             "one is a net, the other holds weights; give two of one kind (`caffetools inspect NET WEIGHTS` compares these)"
         )
     if weights[0]:
+        from caffetools.net.weights import read_weights
+
         found = diff_weights(read_weights(first), read_weights(second))
         shown = _weights_rows(found)
     else:

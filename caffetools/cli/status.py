@@ -22,12 +22,13 @@ def status(
     plugin: Plugin = None,
 ) -> None:
     """Show a project: its dataset, net, training and exported model, and the next command."""
-    from caffetools.project.project import Project
-
     if folder is None:
         folder = _project_here(as_json=as_json)
     if folder is None:
         return
+    # torch, which this imports, is not needed where there is no project yet.
+    from caffetools.project.project import Project
+
     found = Project.open(folder).status()
     if as_json:
         print_json({key: str(value) if isinstance(value, Path) else value for key, value in asdict(found).items()})

@@ -61,11 +61,6 @@ def list_(
 
 def _speeds(names: list[str], *, measure: bool) -> dict[str, float]:
     """Return the milliseconds of each model, as far as they are known."""
-    from caffetools.zoo.fetch import cache_folder
-
-    if not measure and not (cache_folder() / "speed.json").exists():
-        # torch, which counts the threads, takes a second to import.
-        return {}
     from caffetools.zoo.speed import known_speeds, measure_speeds
 
     if not measure:

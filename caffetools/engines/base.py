@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from numpy.typing import NDArray
 
 from caffetools.errors import CaffeToolsError
-from caffetools.layers.base import Shape
+from caffetools.layers.shapes import Shape
 
 PathLike = str | os.PathLike[str]
 # Files of engines that TensorRT built: what `trtexec --saveEngine` and the scripts of bundles are given.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.descriptor import FieldDescriptor
 
-from caffetools.layers.base import Shape, format_shape
+from caffetools.layers.shapes import Shape, format_shape
 from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import NetParameter
 from caffetools.proto.text import format_text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
@@ -18,13 +17,15 @@ from caffetools.layers.fillers import fill
 from caffetools.layers.fork_fields import fork_fields
 from caffetools.layers.inference import InferenceForm
 from caffetools.layers.observed import ObservedModule
+from caffetools.layers.shapes import Shape as Shape
+from caffetools.layers.shapes import Shapes as Shapes
+from caffetools.layers.shapes import check_size as check_size
+from caffetools.layers.shapes import format_shape as format_shape
 from caffetools.layers.traits import Traits
 from caffetools.layers.windows import Windows
 from caffetools.proto.schema import TEST, TRAIN, FillerParameter, LayerParameter
 from caffetools.proto.unknown import unknown_names
 
-Shape = tuple[int, ...]
-Shapes = Sequence[Shape]
 # The size of an axis in an exported graph: a number, or the name of a value that holds it.
 Size = int | str
 
@@ -98,11 +99,6 @@ class SavedTensors(Protocol):
 
     def save_for_backward(self, *tensors: Tensor) -> None:
         """Keep ``tensors`` as ``saved_tensors``."""
-
-
-# What Caffe counts values with is a C++ int.
-_MOST_VALUES = 2**31 - 1
-_MOST_VALUES_OF_A_BATCH = 2**36
 
 
 class Layer(ObservedModule):
@@ -477,23 +473,3 @@ def _check_in_place(layer: Layer) -> None:
         raise layer.error(f"its top '{shared}' is its bottom too, which Caffe refuses; give it a top of its own")
     if kind:
         raise layer.error(f"its top '{shared}' is its bottom too, which Caffe overwrites before it has read it; give it a top of its own")
-
-
-def check_size(layer: str, blob: str, shape: Shape) -> None:
-    """Check that a blob can exist: no axis is negative, and an item of the batch has at most 2^31 - 1 values.
-
-    BVLC Caffe allows that many in the whole blob; NVIDIA's nets for many GPUs have larger batches in one prototxt.
-
-    Raises:
-        NetError: It cannot; names the layer and the blob.
-    """
-    if any(axis < 0 for axis in shape):
-        hint = "a batch of any size is written as 1 in Caffe" if shape[0] < 0 else None
-        raise NetError(f"'{blob}' would be {format_shape(shape)}: an axis is below 0", layer=layer, hint=hint)
-    if math.prod(shape[1:]) > _MOST_VALUES or math.prod(shape) > _MOST_VALUES_OF_A_BATCH:
-        raise NetError(f"'{blob}' would be {format_shape(shape)}: more than 2^31 - 1 values", layer=layer)
-
-
-def format_shape(shape: Iterable[int]) -> str:
-    """Return a shape as people read it: ``2 x 3 x 227 x 227``; ``(scalar)`` where there are no axes."""
-    return " x ".join(str(n) for n in shape) or "(scalar)"

@@ -35,7 +35,7 @@ def load_plugin(path: str | os.PathLike[str]) -> list[str]:
     name = f"caffetools_plugin_{file.stem}_{abs(hash(str(file))):x}"
     before = set(registry.layer_types())
     if name in sys.modules:
-        return list(getattr(sys.modules[name], "_caffetools_types", []))
+        return list(getattr(sys.modules[name], "caffetools_types", []))
     spec = importlib.util.spec_from_file_location(name, file) if file.suffix == ".py" and file.is_file() else None
     if spec is None or spec.loader is None:
         raise CaffeToolsError(f"the plugin {os.fspath(path)} is not a Python file")
@@ -52,7 +52,7 @@ def load_plugin(path: str | os.PathLike[str]) -> list[str]:
     added = sorted(set(registry.layer_types()) - before)
     if not added:
         raise CaffeToolsError(f'the plugin {os.fspath(path)} registers no layer; decorate its classes with @register("Type")')
-    module._caffetools_types = added  # type: ignore[attr-defined]
+    module.caffetools_types = added  # type: ignore[attr-defined]
     return added
 
 

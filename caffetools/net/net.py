@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from caffetools.errors import DataError, NetError, did_you_mean
+from caffetools.errors import NetError, did_you_mean
 from caffetools.layers.base import Layer, Shape, format_shape
 from caffetools.layers.draws import current_generator
 from caffetools.layers.registry import layer_class
@@ -29,7 +28,7 @@ from caffetools.net.topology import check_blob_graph, name_loss_tops
 from caffetools.net.training_steps import Step, TrainingSteps
 from caffetools.proto.file_names import read_net_near_files
 from caffetools.proto.schema import TEST, TRAIN, NetParameter
-from caffetools.proto.text import layer_line
+from caffetools.proto.text import error_context as error_context
 from caffetools.proto.upgrades.v1 import upgrade_net
 
 
@@ -102,6 +101,7 @@ class Net(nn.Module):
         learnable: What a solver changes, in Caffe's order.
         last_use: For each layer, the blobs that nothing needs after it has run.
         generator: What the layers draw random numbers from on the CPU; None is torch's global state.
+        shape_plans: The layers as configured for the shapes of each batch.
         allow_tf32: Whether products on a GPU may round their factors to TF32, which has 10 bits; False, as Caffe computes.
 
     Raises:
@@ -154,9 +154,9 @@ class Net(nn.Module):
         # Those of a pass on a GPU, made by the first one.
         self._normalizing: TrainingSteps | None = None
         self.last_use = _last_use(self.layers)
-        self._plans = ShapePlans(self.layers)
-        self.inference = InferencePlans(self.layers, self._plans, possible=not self.rewriting.names)
-        self.graphs = InferenceGraphs(self.layers, self._plans)
+        self.shape_plans = ShapePlans(self.layers)
+        self.inference = InferencePlans(self.layers, self.shape_plans, possible=not self.rewriting.names)
+        self.graphs = InferenceGraphs(self.layers, self.shape_plans)
         self.allow_tf32 = False
         self._pass: LayerPass | None = None
         # Convolutions and inner products compute in it (see net/precision.py); None: float32.
@@ -242,7 +242,7 @@ class Net(nn.Module):
         Raises:
             NetError: the shapes do not fit; names the layer.
         """
-        return self._plans.plan({**{name: self.blob_shapes[name] for name in self.inputs}, **(input_shapes or {})})
+        return self.shape_plans.plan({**{name: self.blob_shapes[name] for name in self.inputs}, **(input_shapes or {})})
 
     if TYPE_CHECKING:
         # torch types it as returning Any.
@@ -380,7 +380,7 @@ class Net(nn.Module):
     def layers_changed(self) -> None:
         """Drop plans and recordings, whose views of the layers are of before a change of these."""
         if "_plans" in self.__dict__:
-            self._plans.clear()
+            self.shape_plans.clear()
         if "inference" in self.__dict__:
             self.inference.clear()
         if "graphs" in self.__dict__:
@@ -396,12 +396,12 @@ class Net(nn.Module):
         """
         needs = self._passed_back[index]
         bottoms = [blobs[b] if need else blobs[b].detach() for b, need in zip(layer.bottoms, needs, strict=True)]
-        if self._plans.dynamic:
-            layer = self._plans.configured(layer, index, bottoms)
+        if self.shape_plans.dynamic:
+            layer = self.shape_plans.configured(layer, index, bottoms)
         # A layer that was switched by itself, as for freezing a BatchNorm.
         layer.__dict__["training"] = self.layers[index].training
         if is_exclusive(layer):
-            with self._plans.exclusive:
+            with self.shape_plans.exclusive:
                 tops = layer.run(*bottoms)
         elif (overwriting := self.overwriting.get(index)) is not None:
             tops = run_over(layer, bottoms, overwriting, None if overwriting.first else blobs[layer.bottoms[0]])
@@ -423,7 +423,7 @@ class Net(nn.Module):
             if all(top in batch for top in layer.tops):
                 tops = tuple(batch[top] for top in layer.tops)
             else:
-                with self._plans.exclusive:
+                with self.shape_plans.exclusive:
                     made = layer.run()
                 tops = tuple(batch.get(name, top) for name, top in zip(layer.tops, made, strict=True))
             blobs.update(zip(layer.tops, (t.to(self.device, non_blocking=True) for t in tops), strict=True))
@@ -443,18 +443,6 @@ class Net(nn.Module):
         return f"{self.name!r}, {'TRAIN' if self.phase == TRAIN else 'TEST'}, " + ", ".join(
             f"{name}: {format_shape(self.blob_shapes[name])}" for name in self.inputs
         )
-
-
-@contextmanager
-def error_context(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Give errors about a layer that are raised inside the file ``path``, and the line of the field at fault or of the layer's block."""
-    try:
-        yield
-    except (NetError, DataError) as error:
-        if error.path is not None or (error.layer is None and isinstance(error, DataError)):
-            raise
-        field = error.field if isinstance(error, NetError) else ""
-        raise error.located(path, layer_line(path, error.layer, field) if error.layer else 0) from None
 
 
 def _laid_out(x: Tensor) -> Tensor:

@@ -291,7 +291,7 @@ def _run_data_layer(net: Net, layer: Layer, values: Activations) -> None:
     if layer.TRAITS.role == "input":
         shape = format_shape(net.blob_shapes[missing[0]])
         raise NetError(f"input '{missing[0]}' ({shape}) is needed and not given", layer=layer.name)
-    with net._plans.exclusive:
+    with net.shape_plans.exclusive:
         tops = layer.run()
     values.blobs.update((name, top.to(net.device)) for name, top in zip(layer.tops, tops, strict=True))
     if layer.tops:
@@ -303,7 +303,7 @@ def _run_layer(net: Net, layer: Layer, index: int, bottoms: tuple[Tensor, ...], 
 
     Layers that are not run need not fit: a picture of another size does not have to fit an InnerProduct above the requested blobs.
     """
-    plans = net._plans
+    plans = net.shape_plans
     with plans.exclusive if is_exclusive(layer) else nullcontext():
         view = plans.configured(layer, index, bottoms)
         replaced = rule(view, bottoms) if rule is not None else None

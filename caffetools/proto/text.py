@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from google.protobuf import text_format
 from google.protobuf.descriptor import Descriptor
 
-from caffetools.errors import PrototxtError, did_you_mean
+from caffetools.errors import DataError, NetError, PrototxtError, did_you_mean
 from caffetools.proto.encoding import decode_escapes, decode_text, encode_text
 from caffetools.proto.forks.dialect import missing_fields
 from caffetools.proto.forks.tables import UNKNOWN
@@ -335,3 +336,15 @@ def _unclosed(text: str) -> int:
         elif token.group() == "}" and opened:
             opened.pop()
     return text.count("\n", 0, opened[-1]) + 1 if opened else 0
+
+
+@contextmanager
+def error_context(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Give errors about a layer that are raised inside the file ``path``, and the line of the field at fault or of the layer's block."""
+    try:
+        yield
+    except (NetError, DataError) as error:
+        if error.path is not None or (error.layer is None and isinstance(error, DataError)):
+            raise
+        field = error.field if isinstance(error, NetError) else ""
+        raise error.located(path, layer_line(path, error.layer, field) if error.layer else 0) from None

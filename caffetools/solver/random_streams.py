@@ -38,6 +38,8 @@ class RandomStream:
     Attributes:
         generator: What our layers draw from on the CPU.
         uses_globals: Whether the training draws from the global states too.
+        stored: The global states of this training while another one computes.
+        depth: How many blocks of :meth:`active` are open.
     """
 
     def __init__(self, device: torch.device, seed: int = -1, *, uses_globals: bool = False):
@@ -46,8 +48,8 @@ class RandomStream:
         self._seed: int | None = seed if seed >= 0 else None
         self.generator = torch.Generator()
         self.generator.manual_seed(seed if seed >= 0 else int(torch.empty((), dtype=torch.int64).random_()))
-        self._stored: RandomStates | None = None
-        self._depth = 0
+        self.stored: RandomStates | None = None
+        self.depth = 0
 
     @contextmanager
     def building(self, net: NetParameter) -> Iterator[None]:
@@ -69,12 +71,12 @@ class RandomStream:
             if self._seed is not None:
                 torch.manual_seed(self._seed)
                 self._seed = None
-            self._depth += 1
+            self.depth += 1
             try:
                 yield
             finally:
-                self._depth -= 1
-                if before is not None and before is not self and before._depth:
+                self.depth -= 1
+                if before is not None and before is not self and before.depth:
                     # A training within a callback of another one.
                     _switch(before)
 
@@ -115,10 +117,10 @@ def _switch(stream: RandomStream | None) -> None:
     device = before.device if before is not None else stream.device if stream is not None else torch.device("cpu")
     states = _global_states(device)
     if before is not None:
-        before._stored = states
+        before.stored = states
     else:
         _outside = states
-    wanted = stream._stored if stream is not None else _outside
+    wanted = stream.stored if stream is not None else _outside
     if wanted is not None:
         _set_global_states(wanted, stream.device if stream is not None else device)
     _owner = stream

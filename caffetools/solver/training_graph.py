@@ -36,7 +36,7 @@ class TrainingGraph:
         self._recorded: RecordedPass | None = None
         self._gradients: list[Tensor | None] = []
         self._loss = torch.zeros((), device=net.device)
-        self._why = "" if can_record(net.layers, net._plans) else "a layer keeps a state or its shapes depend on values"
+        self._why = "" if can_record(net.layers, net.shape_plans) else "a layer keeps a state or its shapes depend on values"
         self._logged = False
 
     def run(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]] | None:

@@ -6,12 +6,10 @@ import json
 import time
 from collections.abc import Callable, Iterable
 
-import torch
-
 import caffetools
-from caffetools.net.net import Net
 from caffetools.proto.schema import TEST
 from caffetools.util.files import write_text
+from caffetools.util.threads import cpu_count
 from caffetools.zoo.cards import get_card
 from caffetools.zoo.fetch import cache_folder
 
@@ -23,7 +21,7 @@ def known_speeds() -> dict[str, float]:
     """Return model → milliseconds of one picture on the CPU, as far as this version has measured it on this machine."""
     try:
         values = json.loads((cache_folder() / _FILE).read_text(encoding="utf-8"))
-        if values["caffetools"] == caffetools.__version__ and values["threads"] == torch.get_num_threads():
+        if values["caffetools"] == caffetools.__version__ and values["threads"] == cpu_count():
             return {str(name): float(value) for name, value in values["milliseconds"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
@@ -48,12 +46,16 @@ def measure_speeds(names: Iterable[str], *, progress: Callable[[int, int], None]
         if progress is not None:
             progress(done, len(chosen))
         speeds[name] = _milliseconds(name)
-    values = {"caffetools": caffetools.__version__, "threads": torch.get_num_threads(), "milliseconds": speeds}
+    values = {"caffetools": caffetools.__version__, "threads": cpu_count(), "milliseconds": speeds}
     write_text(cache_folder() / _FILE, json.dumps(values, indent=2) + "\n")
     return speeds
 
 
 def _milliseconds(name: str) -> float:
+    import torch
+
+    from caffetools.net.net import Net
+
     card = get_card(name)
     net = Net.from_file(card.network("deploy"), TEST)
     batch = {net.inputs[0]: torch.zeros(1, *card.input.shape)}

@@ -67,7 +67,7 @@ def follow(states: States, root_layers: str, strategy: Strategy, run: TrainingRu
     """
     if len(states) == strategy.size:
         mine = states[strategy.rank]
-        runstate._set_layer_states(run.net, mine["layers"], lambda text: run.log("caffe.cpp:235", text, "W"))
+        runstate.set_layer_states(run.net, mine["layers"], lambda text: run.log("caffe.cpp:235", text, "W"))
         run.random.set_states(mine["random"])
         return
     places = _read(root_layers)
@@ -78,8 +78,8 @@ def follow(states: States, root_layers: str, strategy: Strategy, run: TrainingRu
 
 
 def _text(value: object) -> str:
-    return json.dumps(value, default=runstate._encode)
+    return json.dumps(value, default=runstate.encode_array)
 
 
 def _read(text: str) -> Any:
-    return json.loads(text, object_hook=runstate._decode)
+    return json.loads(text, object_hook=runstate.decode_array)

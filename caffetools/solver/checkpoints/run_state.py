@@ -83,7 +83,7 @@ def apply(state: RunState, solver: TrainingRun, warn: Callable[[str], None]) -> 
     if len(nets) != len(state["nets"]):
         warn(f"the run had {len(state['nets']) - 1} test net(s), this one has {len(nets) - 1}; the data of further ones start over")
     for net, layers in zip(nets, state["nets"], strict=False):
-        _set_layer_states(net, layers, warn)
+        set_layer_states(net, layers, warn)
     # Last, since opening files may draw random numbers.
     solver.random.set_states(state["random"])
 
@@ -180,12 +180,12 @@ def checksum(path: PathLike) -> int:
 
 def dumps(state: RunState) -> str:
     """Return ``state`` as JSON, arrays as base64."""
-    return json.dumps(state, default=_encode)
+    return json.dumps(state, default=encode_array)
 
 
 def loads(text: str) -> RunState:
     """Return what :func:`dumps` was given. Raises ``ValueError`` for other text."""
-    return dict(json.loads(text, object_hook=_decode))
+    return dict(json.loads(text, object_hook=decode_array))
 
 
 # ---- layers ----
@@ -195,7 +195,8 @@ def _layer_states(net: Net) -> dict[str, Any]:
     return {key: layer.get_state() for key, layer in net.layers_by_key.items() if isinstance(layer, Stateful)}
 
 
-def _set_layer_states(net: Net, states: dict[str, Any], warn: Callable[[str], None]) -> None:
+def set_layer_states(net: Net, states: dict[str, Any], warn: Callable[[str], None]) -> None:
+    """Set the states of a net's layers, by key; ``warn`` gets a line for each that has none or does not fit."""
     for key, layer in net.layers_by_key.items():
         if not isinstance(layer, Stateful):
             continue
@@ -213,7 +214,8 @@ def _set_layer_states(net: Net, states: dict[str, Any], warn: Callable[[str], No
 # ---- arrays in JSON ----
 
 
-def _encode(value: object) -> Any:
+def encode_array(value: object) -> Any:
+    """Return what JSON can hold in place of a tensor, an array (any shape) or a number of NumPy. Raises :class:`TypeError` for others."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray) and value.dtype.name in _DTYPES:
@@ -224,7 +226,8 @@ def _encode(value: object) -> Any:
     raise TypeError(f"{type(value).__name__} has no place in a run's state")
 
 
-def _decode(value: dict[str, Any]) -> Any:
+def decode_array(value: dict[str, Any]) -> Any:
+    """Return the array that :func:`encode_array` was given, of its shape and dtype; other dictionaries as they are."""
     if set(value) != {"dtype", "shape", "base64"}:
         return value
     if value["dtype"] not in _DTYPES:
