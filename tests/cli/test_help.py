@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import typer
 
 from caffetools.cli.app import app
 from caffetools.cli.commands import COMMANDS as listed_commands
+from caffetools.zoo.networks import prototxt_path
 from tests.cli.inprocess import run_well
 
 
@@ -83,20 +86,36 @@ def test_the_commands_are_in_panels_in_the_order_in_which_they_are_met() -> None
     assert set(listed) == {words[0] for words in COMMANDS}
 
 
-def test_help_imports_nothing_heavy() -> None:
+def test_help_and_what_needs_no_computing_import_nothing_heavy(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"photos/{name}").mkdir(parents=True)
+        (tmp_path / f"photos/{name}/1.jpg").touch()
+    nets = [prototxt_path("lenet", kind) for kind in ("deploy", "train_val")]
+    commands = [
+        "",
+        "zoo list",
+        "zoo list --json",
+        "zoo show lenet",
+        "engine list",
+        f"diff {nets[0]} {nets[1]}",
+        f"upgrade {nets[0]} new.prototxt",
+    ]
     script = (
         "import sys\n"
         "from caffetools.cli.app import main\n"
         "for words in sys.argv[1:]:\n"
-        "    sys.argv[1:] = [*words.split(), '--help']\n"
+        "    sys.argv[1:] = words.split()\n"
         "    try:\n"
         "        main()\n"
         "    except SystemExit as end:\n"
         "        assert not end.code, words\n"
         "print('HEAVY', sorted({'torch', 'cv2', 'onnx', 'onnxruntime', 'matplotlib', 'sklearn'} & set(sys.modules)))\n"
     )
-    every = [" ".join(words) for words in COMMANDS]
-    done = subprocess.run([sys.executable, "-c", script, *every], capture_output=True, text=True, check=False)
+    every = [*commands, *(" ".join((*words, "--help")) for words in COMMANDS)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *every], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip().endswith("HEAVY []")
 
