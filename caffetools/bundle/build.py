@@ -109,7 +109,7 @@ def build_bundle(
         output: The blob of the probabilities or detections, where the net has several outputs.
         pictures: Image files to copy as samples; drawn ones if empty.
         force: Replace an existing bundle.
-        events: Receives ``Started``, ``Progress`` of the export, ``Warned``, ``Finished`` and ``ArtifactWritten``.
+        events: Receives ``Started``, ``Progress`` of the export, ``Warned``, ``ArtifactWritten`` and ``Finished``.
         cancel: Checked between the steps; nothing is left after a cancellation.
 
     Returns:
@@ -125,26 +125,23 @@ def build_bundle(
         raise DataError(f"unknown target '{target}'", hint=f"known are {', '.join(TARGETS)}")
     if calibration is not None and not TARGETS[target].normalized:
         raise DataError(f"a calibration cache is for TensorRT, which a bundle for {target} does not use", hint="--target jetson does")
-    with (
-        reported("bundle", f"Building a bundle for {target}", events),
-        new_folder(out, force=force, replaceable=_is_bundle) as folder,
-        tempfile.TemporaryDirectory(prefix="caffetools-") as parts,
-    ):
-        grid = find_grid(deploy) if output is None else None
-        source = deploy if grid is None else write_grid_net(deploy, grid, Path(parts))
-        classifier = Classifier(source, weights, options, output=output if grid is None else grid.coverage)
-        builder = _Builder(folder, target, classifier, grid, events, cancel)
-        digests = {SOURCE_SHA256: file_sha256(deploy), WEIGHTS_SHA256: file_sha256(weights)}
-        folded = _fold(source, weights, Path(parts, "folded")) if builder.has_batch_norm else (source, weights)
-        builder.write_model(*folded, options or PreprocessOptions(), digests)
-        builder.write_preprocessing()
-        builder.write_samples(pictures)
-        if calibration is not None:
-            builder.write_calibration(Path(calibration))
-        builder.write_scripts(Path(deploy).name, Path(out).name)
-        write_sums(folder)
-        checked = check_bundle(folder, backend=TARGETS[target].backend, cancel=cancel)
-    events(ArtifactWritten(task="bundle", path=os.fspath(out), what="bundle"))
+    with reported("bundle", f"Building a bundle for {target}", events):
+        with new_folder(out, force=force, replaceable=_is_bundle) as folder, tempfile.TemporaryDirectory(prefix="caffetools-") as parts:
+            grid = find_grid(deploy) if output is None else None
+            source = deploy if grid is None else write_grid_net(deploy, grid, Path(parts))
+            classifier = Classifier(source, weights, options, output=output if grid is None else grid.coverage)
+            builder = _Builder(folder, target, classifier, grid, events, cancel)
+            digests = {SOURCE_SHA256: file_sha256(deploy), WEIGHTS_SHA256: file_sha256(weights)}
+            folded = _fold(source, weights, Path(parts, "folded")) if builder.has_batch_norm else (source, weights)
+            builder.write_model(*folded, options or PreprocessOptions(), digests)
+            builder.write_preprocessing()
+            builder.write_samples(pictures)
+            if calibration is not None:
+                builder.write_calibration(Path(calibration))
+            builder.write_scripts(Path(deploy).name, Path(out).name)
+            write_sums(folder)
+            checked = check_bundle(folder, backend=TARGETS[target].backend, cancel=cancel)
+        events(ArtifactWritten(task="bundle", path=os.fspath(out), what="bundle"))
     return checked
 
 

@@ -227,7 +227,11 @@ def encode_array(value: object) -> Any:
 
 
 def decode_array(value: dict[str, Any]) -> Any:
-    """Return the array that :func:`encode_array` was given, of its shape and dtype; other dictionaries as they are."""
+    """Return the array that :func:`encode_array` was given, of its shape and dtype; other dictionaries as they are.
+
+    Raises:
+        ValueError: The text is not such an array.
+    """
     if set(value) != {"dtype", "shape", "base64"}:
         return value
     if value["dtype"] not in _DTYPES:
