@@ -229,6 +229,8 @@ def test_work_cancelled_at_each_kind_of_event_is_done_again_to_the_same_bytes(na
     made = [content(out / file) for file in files]
     kinds = list(dict.fromkeys(seen))
     assert "progress" in kinds
+    # What has a beginning ends with its end: nothing comes after it.
+    assert "finished" not in seen or seen[-1] == "finished", f"{name} goes on after its end: {seen[-3:]}"
     for kind in kinds:
         shutil.rmtree(out)
         out.mkdir()

@@ -101,7 +101,6 @@ class Net(nn.Module):
         learnable: What a solver changes, in Caffe's order.
         last_use: For each layer, the blobs that nothing needs after it has run.
         generator: What the layers draw random numbers from on the CPU; None is torch's global state.
-        shape_plans: The layers as configured for the shapes of each batch.
         allow_tf32: Whether products on a GPU may round their factors to TF32, which has 10 bits; False, as Caffe computes.
 
     Raises:

@@ -148,7 +148,7 @@ class Project:
 
         Raises:
             DataError: There are no usable images, or the project has a dataset already.
-            Cancelled: ``cancel`` was set; nothing is left behind.
+            Cancelled: ``cancel`` was set; the project has no dataset then.
         """
         project = cls(folder)
         report = reporter(events, "dataset", "images", cancel)

@@ -149,18 +149,19 @@ def convert_parts(
     result = ConvertResult(os.fspath(out), classes=parts[0].classes)
     corrupt = CorruptRecords(skip_corrupt, lambda error: _skip(error, result, events))
     run = _Run(options, to, corrupt, events, cancel)
-    with reported("dataset", f"Converting {os.fspath(source)} to {to}", events), urls.local_output(out, force=force) as local:
-        if len(parts) == 1 and not parts[0].name:
-            result.counts[result.path] = run.write(parts[0], local, result.path, force=force)
-        else:
-            with new_folder(local, force=force, replaceable=lambda old: (old / MARK).is_file()) as work:
-                (work / MARK).touch()
-                for part in parts:
-                    name = f"{prefix}{part.name}{f'_{to}' if to in _DATABASES else ''}"
-                    final = urls.join(out, name)
-                    result.counts[final] = run.write(part, work / name, final, force=False)
-                _write_extras(work, out, parts, result, f"{prefix}train_{to}" if mean and to in _DATABASES else "", events, cancel)
-    events(ArtifactWritten(task="dataset", path=result.path, what=to))
+    with reported("dataset", f"Converting {os.fspath(source)} to {to}", events):
+        with urls.local_output(out, force=force) as local:
+            if len(parts) == 1 and not parts[0].name:
+                result.counts[result.path] = run.write(parts[0], local, result.path, force=force)
+            else:
+                with new_folder(local, force=force, replaceable=lambda old: (old / MARK).is_file()) as work:
+                    (work / MARK).touch()
+                    for part in parts:
+                        name = f"{prefix}{part.name}{f'_{to}' if to in _DATABASES else ''}"
+                        final = urls.join(out, name)
+                        result.counts[final] = run.write(part, work / name, final, force=False)
+                    _write_extras(work, out, parts, result, f"{prefix}train_{to}" if mean and to in _DATABASES else "", events, cancel)
+        events(ArtifactWritten(task="dataset", path=result.path, what=to))
     return result
 
 
