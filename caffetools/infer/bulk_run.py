@@ -98,26 +98,27 @@ def run_parts(
     def progress(done: int, count: int) -> None:
         events(Progress(task=kind, done=total if done == count else done * total // count, total=total, unit=unit))
 
-    with reported(kind, f"Writing {', '.join(result.folders)}", events), _new_folders(folders, force, resume) as works:
-        _check_state(works[0] / _STATE, worker, tasks, folders[0])
-        for number, task in enumerate(tasks):
-            task["note"] = str((works[0] / _STATE / f"{number:05d}.json").absolute())
-            task["paths"] = [str(Path(work, PART.format(number)).absolute()) for work in works]
-        try:
-            outcomes = run_tasks(cluster, worker, tasks, progress=progress, cancel=cancel)
-        finally:
-            for function in cached:
-                function.cache_clear()
-        result.rows = sum(outcome["rows"] for outcome in outcomes)
-        result.errors = [error for outcome in outcomes for error in outcome["errors"]]
-        for warning in dict.fromkeys(text for outcome in outcomes for text in outcome.get("warnings", ())):
-            events(Warned(task=kind, message=warning))
-        remove(works[0] / _STATE)
-        for work in works:
-            with atomic_write(work / SUMMARY, "w") as stream:
-                stream.write(json.dumps({"rows": result.rows, "files": len(tasks), "errors": len(result.errors)}) + "\n")
-    for folder in result.folders:
-        events(ArtifactWritten(task=kind, path=folder, what="parquet"))
+    with reported(kind, f"Writing {', '.join(result.folders)}", events):
+        with _new_folders(folders, force, resume) as works:
+            _check_state(works[0] / _STATE, worker, tasks, folders[0])
+            for number, task in enumerate(tasks):
+                task["note"] = str((works[0] / _STATE / f"{number:05d}.json").absolute())
+                task["paths"] = [str(Path(work, PART.format(number)).absolute()) for work in works]
+            try:
+                outcomes = run_tasks(cluster, worker, tasks, progress=progress, cancel=cancel)
+            finally:
+                for function in cached:
+                    function.cache_clear()
+            result.rows = sum(outcome["rows"] for outcome in outcomes)
+            result.errors = [error for outcome in outcomes for error in outcome["errors"]]
+            for warning in dict.fromkeys(text for outcome in outcomes for text in outcome.get("warnings", ())):
+                events(Warned(task=kind, message=warning))
+            remove(works[0] / _STATE)
+            for work in works:
+                with atomic_write(work / SUMMARY, "w") as stream:
+                    stream.write(json.dumps({"rows": result.rows, "files": len(tasks), "errors": len(result.errors)}) + "\n")
+        for folder in result.folders:
+            events(ArtifactWritten(task=kind, path=folder, what="parquet"))
     return result
 
 
