@@ -22,7 +22,7 @@ def verify(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MODEL]…", help="ONNX files, TensorRT engines, or other models as DEPLOY:WEIGHTS, to compare with.", show_default=False
+            metavar="MODEL", help="ONNX files, TensorRT engines, or other models as DEPLOY:WEIGHTS, to compare with.", show_default=False
         ),
     ] = None,
     engines: Annotated[

@@ -98,7 +98,6 @@ def test_help_and_what_needs_no_computing_import_nothing_heavy(tmp_path: Path) -
         "zoo show lenet",
         "engine list",
         f"diff {nets[0]} {nets[1]}",
-        f"upgrade {nets[0]} new.prototxt",
     ]
     script = (
         "import sys\n"
