@@ -339,13 +339,13 @@ class AnnotatedBatches(RecordBatches):
             raise DataError(f"{what}: annotations of type {kind} are unknown; BBOX (0) is known")
         return datum
 
-    def _image(self, datum: Any, what: str) -> NDArray[np.uint8]:
+    def _image(self, datum: AnnotatedDatum, what: str) -> NDArray[np.uint8]:
         array = datum_to_array(datum.datum, color=self.transformer.color, what=what)
         if array.dtype != np.uint8:
             raise DataError(f"{what}: its picture has float_data; pictures with boxes must be of bytes")
         return np.ascontiguousarray(array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0))
 
-    def _sample(self, datum: Any, what: str) -> Sample:
+    def _sample(self, datum: AnnotatedDatum, what: str) -> Sample:
         boxes, attributes = [], []
         for group in datum.annotation_group:
             for annotation in group.annotation:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 
 from caffetools.proto import wire
 from caffetools.proto.forks.tables import UNKNOWN_BYTES_NUMBER, UNKNOWN_NUMBER, fork_schema
@@ -181,7 +181,7 @@ def _type(field: FieldDescriptor) -> str:
     return kinds.get(field.type, "varint")
 
 
-def _values(enum: Any, dialects: tuple[str, ...]) -> dict[int, int]:
+def _values(enum: EnumDescriptor, dialects: tuple[str, ...]) -> dict[int, int]:
     """Return the fork's value → ours, where they differ."""
     changed: dict[int, int] = {}
     for dialect in dialects:
@@ -193,7 +193,7 @@ def _values(enum: Any, dialects: tuple[str, ...]) -> dict[int, int]:
     return changed
 
 
-def _short(descriptor: Any) -> str:
+def _short(descriptor: Descriptor | EnumDescriptor) -> str:
     return str(descriptor.full_name).removeprefix("caffe.")
 
 

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from caffetools.solver.policies import LearningRate
 
 if TYPE_CHECKING:
     from caffetools.net.net import Net
+    from caffetools.net.weights import LoadReport
 
 __all__ = ["CaffeLog", "GlogWriter", "Log", "LogRow", "TrainingLog", "log_loaded", "log_net", "no_log", "number", "output_text", "read_log"]
 
@@ -133,7 +134,7 @@ def log_net(log: Log, net: Net, text: str) -> None:
     log("net.cpp:257", "Network initialization done.")
 
 
-def log_loaded(log: Log, path: str, report: Any) -> None:
+def log_loaded(log: Log, path: str, report: LoadReport) -> None:
     """Log which layers a weights file filled (a ``LoadReport``), which start fresh and which are unused; warn if none matched."""
     log("solver.cpp:72", f"Finetuning from {path}")
     for name in report.unused:
