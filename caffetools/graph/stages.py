@@ -100,7 +100,7 @@ def resolve_stages(param: NetParameter, train: Iterable[str], test: Iterable[str
 
 
 def add_outside_inputs(param: NetParameter, shapes: Mapping[str, Shape], phase: int = TEST) -> NetParameter:
-    """Return a net in which blobs that are read, produced by no layer, and named in ``shapes`` come from an Input layer.
+    """Return a net in which blobs that are read, produced by no layer of any phase, and named in ``shapes`` come from an Input layer.
 
     The deploy stage of a file for all purposes has no Input; what uses it gives the blob. The net itself is returned where it lacks none.
 
@@ -112,7 +112,9 @@ def add_outside_inputs(param: NetParameter, shapes: Mapping[str, Shape], phase: 
     lacking = outside_blobs(param, phase)
     inputs = any(map(is_input, Graph(param, phase).layers.values()))
     named = {(lacking[0] if not name and lacking and not inputs else name): shape for name, shape in shapes.items()}
-    missing = [blob for blob in lacking if blob in named]
+    # What a data layer gives in the other phase is not from outside.
+    made_elsewhere = {top for layer in param.layer for top in layer.top}
+    missing = [blob for blob in lacking if blob in named and blob not in made_elsewhere]
     if not missing:
         return param
     made = NetParameter()

@@ -120,3 +120,14 @@ def test_dummy_data_next_to_other_data_gives_constants_and_keeps_its_values_for_
     assert list(dummy.top) == ["shift"]
     assert [list(s.dim) for s in dummy.dummy_data_param.shape] == [[8, 4]]
     assert [f.value for f in dummy.dummy_data_param.data_filler] == [2]
+
+
+def test_data_of_the_training_phase_alone_is_not_from_outside() -> None:
+    data = 'layer { name: "d" type: "Data" top: "data" top: "label" data_param { source: "x" batch_size: 2 } include { phase: TRAIN } }'
+    score = 'layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 3 } }'
+    loss = 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" include { phase: TRAIN } }'
+    shapes = {"data": (1, 3, 8, 8)}
+    chosen = choose_stages(net_of(data + score + loss), shapes=shapes, deploy=True)
+    made = deploy_from(chosen.net, input_shape=shapes)
+    assert [layer.type for layer in made.layer] == ["Input", "InnerProduct", "Softmax"]
+    assert list(made.layer[0].input_param.shape[0].dim) == [1, 3, 8, 8]
