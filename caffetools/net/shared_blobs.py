@@ -102,3 +102,18 @@ def overwrites_seen_blobs(net: Net) -> bool:
         if not seen.isdisjoint(plan.also):
             return True
     return False
+
+
+def overwrites_inputs(net: Net) -> bool:
+    """Return whether a layer in place writes to an input of ``net``, or to a blob in its memory: the next pass begins with what it left there."""
+    inside = set(net.inputs)
+    for layer in net.layers:
+        if layer.IS_DATA or not layer.bottoms:
+            continue
+        inner = layer.bottoms[0] in inside
+        if inner and len(layer.bottoms) == 1 and layer.tops == layer.bottoms and not layer.shares_memory():
+            return True
+        inside.difference_update(layer.tops)
+        if inner and shares_data(layer):
+            inside.update(layer.tops)
+    return False

@@ -229,7 +229,7 @@ class Stepwise:
             return None
         if any(step.layer.IS_DATA and not set(step.layer.tops) <= kept_tops(step.layer, self.blobs) for step in self.steps):
             return None
-        if shared_blobs.overwrites_seen_blobs(self.net):
+        if shared_blobs.overwrites_seen_blobs(self.net) or shared_blobs.overwrites_inputs(self.net):
             return None
         return [name for name in self.blobs if name not in self.net.inputs and name not in self.net.outputs]
 

@@ -265,3 +265,24 @@ def test_the_top_of_a_parameter_layer_lies_in_the_parameter_from_the_forward_pas
     with torch.no_grad():
         parameter.fill_(7)
     assert get(run, "p") == 7
+
+
+SUM = """ layer { name: "s" type: "Convolution" bottom: "BLOB" top: "s"
+    convolution_param { num_output: 1 kernel_size: 1 weight_filler { type: "constant" value: 1 } } }"""
+
+
+@pytest.mark.parametrize(
+    ("blob", "above", "below"),
+    [
+        ("data", "", SUM.replace("BLOB", "data")),
+        ("a", 'layer { name: "a" type: "Flatten" bottom: "data" top: "a" }', SUM.replace("BLOB", "data")),
+        ("a", 'layer { name: "a" type: "Split" bottom: "data" top: "a" top: "rest" }' + SUM.replace("BLOB", "rest"), ""),
+    ],
+)
+def test_a_pass_begins_with_what_a_layer_in_place_has_left_in_the_input(blob: str, above: str, below: str) -> None:
+    power = ' layer { name: "p" type: "Power" bottom: "BLOB" top: "BLOB" power_param { scale: 2 shift: 1 } }'
+    run = run_of(DATA + above + power.replace("BLOB", blob) + below)
+    put(run, "data", 1)
+    for expected in (3, 7, 15):
+        run.forward()
+        assert (get(run, "data"), get(run, blob)) == (expected, expected)
