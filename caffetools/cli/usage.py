@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,6 +64,9 @@ def _what(error: Any, arguments: Sequence[str], context: Any) -> str:
         .replace(", unable to parse string as an integer", "")
         .replace("Input should be", "it must be")
     )
+    # Older releases of typer say it in click's words.
+    message = re.sub(r"'[^']*' is not a valid integer( range)?$", "it must be a valid integer", message)
+    message = re.sub(r"'[^']*' is not a valid float( range)?$", "it must be a valid number", message)
     return _as_typed(message[:1].lower() + message[1:], error, arguments)
 
 
