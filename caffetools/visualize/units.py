@@ -91,16 +91,21 @@ class UnitProbe:
         return cls(net, picture, source, others, blob, int(_unit_sums(values, blob)[0].argmax()))
 
     def scores(self, batch: Tensor) -> NDArray[np.float64]:
-        """Return the unit's scores for a batch of pictures (N, C, H, W): (N,)."""
+        """Return the unit's scores for a batch of pictures (N, C, H, W): (N,). Raises :class:`DataError` where they are not finite."""
         with located_picture(self.net, batch, self.source):
             parts = run_items(self.net, batch, source=self.source, others=self.others, blobs=[self.blob])
         scores = [unit_score(part.values.blobs[self.blob], self.blob, self.unit)[: part.count] for part in parts]
-        return np.asarray(torch.cat(scores).double().cpu().numpy())
+        return np.asarray(self._finite(torch.cat(scores)).double().cpu().numpy())
 
     def gradients(self, batch: Tensor, rule: Rule | None = None) -> NDArray[np.float32]:
-        """Return each picture's gradient of its score, for a batch (N, C, H, W) and of its shape."""
+        """Return each picture's gradient of its score, for a batch (N, C, H, W) and of its shape.
+
+        Raises:
+            NetError: the score does not depend on the picture by operations with a gradient.
+            DataError: the score or its gradient is not finite.
+        """
         found = [
-            values.gradient(score, values.inputs[self.source], what=f"blob '{self.blob}'")[:count].detach().float().cpu()
+            self._finite(values.gradient(score, values.inputs[self.source], what=f"blob '{self.blob}'")[:count].detach().float().cpu())
             for values, score, count in self.recorded(batch, rule=rule)
         ]
         return np.ascontiguousarray(torch.cat(found).numpy())
@@ -117,16 +122,25 @@ class UnitProbe:
             layers: Layers whose tops are wanted too.
             blobs: Further blobs that are wanted.
             rule: See :data:`~caffetools.net.probe.Rule`.
+
+        Raises:
+            DataError: scores are not finite.
         """
         with located_picture(self.net, batch, self.source):
             wanted = [self.blob, *blobs]
             parts = run_items(self.net, batch, source=self.source, others=self.others, blobs=wanted, layers=layers, record=True, rule=rule)
         for part in parts:
             with torch.inference_mode(False), torch.enable_grad():
-                scores = unit_score(part.values.blobs[self.blob], self.blob, self.unit)
+                scores = self._finite(unit_score(part.values.blobs[self.blob], self.blob, self.unit))
                 # A blob without a batch axis (time steps, boxes) is one item as a whole.
                 whole = len(scores) != len(part.values.inputs[self.source])
                 yield part.values, (scores if whole else scores[: part.count]).sum(), part.count
+
+    def _finite(self, values: Tensor) -> Tensor:
+        """Return scores or gradients. Raises :class:`DataError` where one is NaN or infinite: a picture of them would show nothing."""
+        if not bool(torch.isfinite(values).all()):
+            raise DataError(f"blob '{self.blob}' or its gradient is not finite for this picture: the net's weights have diverged")
+        return values
 
 
 @contextmanager

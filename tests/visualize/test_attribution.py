@@ -365,6 +365,18 @@ def test_a_blob_that_the_picture_does_not_reach_is_refused(name: str) -> None:
             function(blob=blob)
 
 
+@pytest.mark.parametrize("name", [*GRADIENTS, "occlusion", "grad_cam", "grad_cam_plus_plus"])
+def test_weights_that_are_not_finite_are_refused(name: str) -> None:
+    net = net_of(data() + conv("conv1", "data") + linear(5, "conv1"))
+    with torch.no_grad():
+        net.layer("conv1").blobs[0][0, 0, 0, 0] = float("nan")
+    image = np.random.default_rng(0).standard_normal((3, 8, 8)).astype(np.float32)
+    options = {"layer": "conv1"} if name.startswith("grad_cam") else {}
+    for unit in (None, 2):
+        with pytest.raises(DataError, match="blob 'ip' or its gradient is not finite"):
+            getattr(visualize, name)(net, image, blob="ip", unit=unit, **options)
+
+
 def test_values_and_gradients_do_not_depend_on_the_number_of_threads() -> None:
     wide = 'layer { name: "wide" type: "Convolution" bottom: "data" top: "wide" convolution_param { num_output: 128 kernel_size: 3 pad: 1 '
     one = 'layer { name: "one" type: "Convolution" bottom: "wide" top: "one" convolution_param { num_output: 32 kernel_size: 1 '
