@@ -378,7 +378,7 @@ class Net(nn.Module):
 
     def layers_changed(self) -> None:
         """Drop plans and recordings, whose views of the layers are of before a change of these."""
-        if "_plans" in self.__dict__:
+        if "shape_plans" in self.__dict__:
             self.shape_plans.clear()
         if "inference" in self.__dict__:
             self.inference.clear()

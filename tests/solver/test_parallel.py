@@ -388,7 +388,7 @@ class Layer(caffe.Layer):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--processes", "0"], "the number of processes must be at least 1, not 0"),
+        (["--processes", "0"], "invalid value for '--processes': it must be"),
         (["--processes", "2", "--precision", "fp8"], "unknown precision 'fp8'"),
     ],
 )
