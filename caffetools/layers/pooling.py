@@ -252,10 +252,15 @@ def pool_any_size_to_onnx(graph: OnnxGraph, window: Window, method: str, floor: 
     if empty:
         raise ExportError("AVE pooling whose stride is larger than its kernel may divide zero by zero, which has no ONNX form")
     source, inner = bottom, [min(end, p) for end, p in zip(ends, begin, strict=True)]
+    outside = [end - p for end, p in zip(ends, inner, strict=True)]
     if any(begin):
         source = _padded_in_onnx(graph, bottom, [*begin, *inner], 0.0)
-    outside = [end - p for end, p in zip(ends, inner, strict=True)]
-    graph.node("AveragePool", [source], tops, pads=[0, 0, *outside], count_include_pad=0, **shape)
+    if any(begin) and any(outside):
+        # onnxruntime 1.19 and 1.20 fuse a Pad into the AveragePool that reads it, which then leaves these zeros out.
+        padded, source = source, graph.value("kept_apart")
+        graph.node("Concat", [padded], [source], axis=1)
+    # Without padding of its own the pooling counts everything, and is right when a runtime fuses the Pad into it.
+    graph.node("AveragePool", [source], tops, pads=[0, 0, *outside], count_include_pad=0 if any(outside) else 1, **shape)
 
 
 def global_pool_to_onnx(graph: OnnxGraph, method: str, bottom: str, top: str) -> None:

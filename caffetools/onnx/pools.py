@@ -70,11 +70,19 @@ def _after_pad(
     name, padded = f"{node.output[0]}/pads", f"{node.output[0]}/padded"
     model.weights[name] = np.array([0, 0, *pads[:axes], 0, 0, *pads[axes:]], np.int64)
     pad = helper.make_node("Pad", [node.input[0], name], [padded], name=f"{node.name}/pad", mode="constant")
-    return [pad, _average(node, padded, kernel, strides, [0] * 2 * axes)]
+    # Zeros count: onnxruntime 1.19 and 1.20 fuse the Pad into the pooling.
+    return [pad, _average(node, padded, kernel, strides, [0] * 2 * axes, include_pad=1)]
 
 
 def _average(
-    node: onnx.NodeProto, source: str, kernel: Sequence[int], strides: Sequence[int], pads: Sequence[int], ceil_mode: int = 0
+    node: onnx.NodeProto,
+    source: str,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[int],
+    *,
+    ceil_mode: int = 0,
+    include_pad: int = 0,
 ) -> onnx.NodeProto:
     return helper.make_node(
         "AveragePool",
@@ -85,5 +93,5 @@ def _average(
         strides=strides,
         pads=pads,
         ceil_mode=ceil_mode,
-        count_include_pad=0,
+        count_include_pad=include_pad,
     )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from onnx import helper
 
 from caffetools.engines.onnxruntime import newest_opset, open_session
 from caffetools.errors import ExportError
@@ -91,6 +92,18 @@ def test_a_graph_is_right_at_sizes_that_it_was_not_exported_with(name: str, opse
     assert session.shapes["x"] == ["N", 3, "H", "W"]
     for size in ((1, 3, 20, 24), (2, 3, 33, 47), (3, 3, 21, 18)):
         agree(net, {"x": size}, session)
+
+
+@pytest.mark.parametrize("name", [name for name in FREE if name.startswith("ave")])
+def test_averages_stay_right_where_a_runtime_fuses_a_pad_into_them(name: str) -> None:
+    # As onnxruntime 1.19 and 1.20 do, which are not what these tests run with everywhere.
+    graph = build(net_of(IMAGE + CONV + FREE[name]), dynamic_axes=("height", "width"))[0].to_proto().graph
+    padded = {node.output[0] for node in graph.node if node.op_type == "Pad"}
+    pools = [node for node in graph.node if node.op_type == "AveragePool"]
+    assert pools
+    for node in pools:
+        given = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+        assert node.input[0] not in padded or (given["count_include_pad"] == 1 and not any(given["pads"]))
 
 
 @pytest.mark.parametrize("name", REFUSED)

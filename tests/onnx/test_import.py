@@ -207,6 +207,10 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
         model("Pad", MAPS, constants=(ints(0, 0, 1, 1, 0, 0, 1, 1), np.float32(-1e38))),
         "a constant of -1e+38 has layers only before a MaxPool",
     ),
+    "less padding than the map has": (
+        model("Pad", (1, 3, 7, 6), constants=(ints(0, 0, 0, -3, 0, 0, 0, -3), np.float32(0))),
+        "takes more than there is of maps of 7 x 6",
+    ),
     "resized batch": (model("Resize", MAPS, constants=(None, np.float32([2, 1, 1, 1]))), "only maps of 2 axes are resized"),
     "two large matrices": (model("MatMul", (1, 1000, 300), (1, 300, 1000)), "no layer multiplies two matrices"),
 }

@@ -81,10 +81,6 @@ def test_padding_by_less_than_nothing_comes_together_with_padding(amounts: tuple
     assert {layer.type for layer in net.model.net.layer} <= {"Input", "Slice", "Silence", "Convolution", "Power"}
 
 
-@pytest.mark.parametrize(("amounts", "reason"), [((0, 0, 0, 0, -1, 1), "both axes of maps only"), ((-3, -3, 0, 1), "more than there is")])
-def test_padding_that_cannot_be_said_names_the_reason(amounts: tuple[int, ...], reason: str) -> None:
-    def cut(x: torch.Tensor) -> torch.Tensor:
-        return functional.pad(x, amounts)
-
-    with pytest.raises(ImportFailed, match=reason):
-        imported(cut)
+def test_less_than_no_padding_of_channels_names_the_reason() -> None:
+    with pytest.raises(ImportFailed, match="both axes of maps only"):
+        imported(lambda x: functional.pad(x, (0, 0, 0, 0, -1, 1)))
