@@ -121,11 +121,24 @@ def _visible(gpus: Sequence[int]) -> str:
 
 
 def _agent(count: int, arguments: Sequence[str], folder: str, restarts: int) -> LocalElasticAgent:
-    from torch.distributed.elastic.agent.server.api import WorkerSpec
+    from torch.distributed.elastic.agent.server.api import WorkerGroup, WorkerSpec
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.rendezvous import RendezvousParameters
     from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+    class Agent(LocalElasticAgent):
+        """Leaves the handlers of signals as they are: torch 2.6 sets some that end the processes each time it starts them."""
+
+        def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+            handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+            try:
+                started: dict[int, Any] = super()._start_workers(worker_group)
+                return started
+            finally:
+                if threading.current_thread() is threading.main_thread():
+                    for number, handler in handlers.items():
+                        signal.signal(number, handler)
 
     # As torchrun --standalone.
     where = RendezvousParameters(
@@ -145,7 +158,7 @@ def _agent(count: int, arguments: Sequence[str], folder: str, restarts: int) -> 
     if "shutdown_timeout" in signature(LocalElasticAgent.__init__).parameters:
         # Older releases of torch wait 30 seconds.
         options["shutdown_timeout"] = _SHUTDOWN_TIMEOUT
-    return LocalElasticAgent(spec, **options)
+    return Agent(spec, **options)
 
 
 @contextmanager
@@ -157,7 +170,7 @@ def _passing_on(agent: LocalElasticAgent) -> Iterator[None]:
             with suppress(ProcessLookupError, TypeError):
                 os.kill(worker.id, number)
 
-    # The agent sets handlers for the signals that this variable names.
+    # Newer releases of torch set handlers for the signals that this variable names, others for all.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():

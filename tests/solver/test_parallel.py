@@ -28,7 +28,7 @@ from caffetools.proto.schema import TRAIN, NetParameter
 from caffetools.proto.text import parse
 from caffetools.solver.callbacks import Callback, History
 from caffetools.solver.distributed import idle_layers
-from caffetools.solver.launch import launch
+from caffetools.solver.launch import _agent, launch
 from caffetools.solver.logs.caffe_log import read_log
 from caffetools.solver.solver import Solver
 from caffetools.solver.strategy import SingleProcess
@@ -327,6 +327,7 @@ def test_a_lost_process_is_restarted_on_the_same_bits_gets_the_launchers_signals
 
             def snapshot_was_asked_for() -> bool:
                 """Whether one was taken besides those that are due at every fifth iteration; asks for it."""
+                assert run.poll() is None, f"it ended at SIGHUP: {run.communicate()}"
                 run.send_signal(signal.SIGHUP)
                 return any(int(path.stem.rpartition("_")[2]) % 5 for path in folder.glob("run_iter_*.solverstate"))
 
@@ -383,6 +384,21 @@ class Layer(caffe.Layer):
     def backward(self, top, propagate_down, bottom):
         pass
 """
+
+
+def test_the_agent_leaves_the_handlers_of_signals(tmp_path: Path) -> None:
+    # No variable tells torch here to leave them alone, which its older releases do not know.
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        agent = _agent(1, ["-c", "pass"], str(tmp_path), 0)
+        assert not agent.run().is_failed()
+        after = {number: signal.getsignal(number) for number in numbers}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert after.pop(signal.SIGQUIT) != before.pop(signal.SIGQUIT), "torch sets none any more"
+    assert after == before
 
 
 @pytest.mark.parametrize(
