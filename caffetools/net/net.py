@@ -323,7 +323,8 @@ class Net(nn.Module):
         results: dict[str, Tensor] = {}
         if self.rewriting.early and torch.is_grad_enabled():
             refuse_early(self.layers, self.rewriting, self.gradients)
-        for name in self.rewriting.roots.intersection(blobs):
+        # The compiler of torch 2.6 cannot read the attribute of an attribute.
+        for name in [name for name in blobs if name in self.rewriting.roots]:
             blobs[name] = blobs[name].clone()
         steps = {}
         if not self.rewriting.names:
@@ -406,7 +407,7 @@ class Net(nn.Module):
             tops = run_over(layer, bottoms, overwriting, None if overwriting.first else blobs[layer.bottoms[0]])
         else:
             tops = layer.run(*bottoms)
-        if not self.rewriting.roots.isdisjoint(layer.tops):
+        if any(top in self.rewriting.roots for top in layer.tops):
             tops = apart(tops, bottoms)
         if index in self.rewriting.names:
             rewrite(blobs, self.rewriting.names[index], tops[0])

@@ -7,6 +7,7 @@ import random
 import sys
 import weakref
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,10 +15,13 @@ from caffetools.errors import NetError
 from caffetools.layers.registry import layer_types
 from caffetools.pycaffe.errors import also
 
+if TYPE_CHECKING:
+    from caffetools.solver.random_streams import RandomStream
+
 logger = logging.getLogger("caffetools.pycaffe")
 
-# What the nets of the solvers in this process draw from.
-solver_generators: weakref.WeakSet[torch.Generator] = weakref.WeakSet()
+# What the nets of the solvers in this process draw from. Generators themselves have no weak references in torch 2.6.
+solver_streams: weakref.WeakSet[RandomStream] = weakref.WeakSet()
 
 _state = {"gpu": False, "device": 0, "solvers": 1, "rank": 0}
 
@@ -57,8 +61,8 @@ def set_random_seed(seed: int) -> None:
     """Seed fillers, dropout and data augmentation. The generators are not Caffe's, so the numbers drawn differ from Caffe's."""
     torch.manual_seed(seed)
     random.seed(seed)
-    for generator in list(solver_generators):
-        generator.manual_seed(seed)
+    for stream in list(solver_streams):
+        stream.generator.manual_seed(seed)
 
 
 def layer_type_list() -> list[str]:

@@ -170,7 +170,7 @@ class _Engine(engine.Solver):
 
     def _build_nets(self, device: torch.device) -> None:
         super()._build_nets(device)
-        mode.solver_generators.add(self.random.generator)
+        mode.solver_streams.add(self.random)
         for net in (self.net, *self.test_nets):
             for parameter in net.parameters():
                 # As arrays show them. The solver's history takes the same order, and fused updates rely on it.

@@ -169,30 +169,29 @@ def test_pictures_that_the_device_transforms_train_to_the_same_bits(tmp_path: Pa
 # ---- compiling ----
 
 
-def test_a_compiled_net_follows_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_net_follows_the_plain_one() -> None:
     import torch._inductor.config as inductor
 
-    # What the processor reports of its instructions is not tried out by compiling a file for each of them.
-    monkeypatch.setattr(inductor.cpp, "vec_isa_ok", True)
     lines: list[str] = []
     torch._dynamo.reset()
-    solver = trained(
-        ComputeOptions(compiled=True), NET, iterations=4, log=lambda source, text, severity="I": lines.append(f"{severity} {text}")
-    )
+    # What the processor reports of its instructions is not tried out by compiling a file for each of them.
+    with inductor.patch({"cpp.vec_isa_ok": True}):
+        solver = trained(
+            ComputeOptions(compiled=True), NET, iterations=4, log=lambda source, text, severity="I": lines.append(f"{severity} {text}")
+        )
     assert not [line for line in lines if line.startswith("W")], "it was not compiled"
     assert distance(trained(None, NET, iterations=4), solver) < 1e-5
 
 
-def test_a_net_that_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_net_that_cannot_be_compiled_runs_as_it_is() -> None:
     import torch._inductor.config as inductor
 
-    monkeypatch.setattr(inductor.cpp, "cxx", ("/nowhere/c++",))
-    monkeypatch.setattr(inductor, "force_disable_caches", True)
     torch._dynamo.reset()
     lines: list[str] = []
-    solver = trained(
-        ComputeOptions(compiled=True), NET, iterations=2, log=lambda source, text, severity="I": lines.append(f"{severity} {text}")
-    )
+    with inductor.patch({"cpp.cxx": ("/nowhere/c++",), "force_disable_caches": True}):
+        solver = trained(
+            ComputeOptions(compiled=True), NET, iterations=2, log=lambda source, text, severity="I": lines.append(f"{severity} {text}")
+        )
     (line,) = [line for line in lines if line.startswith("W")]
     assert line.startswith("W The net cannot be compiled here, so it runs as it is: ") and "\n" not in line
     assert distance(trained(None, NET, iterations=2), solver) == 0.0
