@@ -16,6 +16,8 @@ from caffetools.errors import closest, did_you_mean
 # typer carries its own copy of click; these are its error classes.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
+_OUT_OF_RANGE = re.compile(r"(?P<value>\S+) is not in the range (?:(?P<least>[^<>x]+)(?P<least_sign><=?))?x(?P<sign>[<>]=?)(?P<limit>\S+)$")
+
 
 def usage_error_text(error: Any, arguments: Sequence[str]) -> str:
     """Return the line for a usage error.
@@ -67,7 +69,17 @@ def _what(error: Any, arguments: Sequence[str], context: Any) -> str:
     # Older releases of typer say it in click's words.
     message = re.sub(r"'[^']*' is not a valid integer( range)?$", "it must be a valid integer", message)
     message = re.sub(r"'[^']*' is not a valid float( range)?$", "it must be a valid number", message)
+    message = _OUT_OF_RANGE.sub(_broken_limit, message)
     return _as_typed(message[:1].lower() + message[1:], error, arguments)
+
+
+def _broken_limit(found: re.Match[str]) -> str:
+    """Return which limit a number breaks, for click's "8 is not in the range 0<=x<=7"."""
+    sign, limit = found["sign"], found["limit"]
+    if found["least"] and float(found["value"]) <= float(found["least"]):
+        sign, limit = found["least_sign"].replace("<", ">"), found["least"]
+    how = "greater than" if sign[0] == ">" else "less than"
+    return f"it must be {how}{' or equal to' if sign[1:] else ''} {limit.removesuffix('.0')}"
 
 
 def _as_typed(message: str, error: object, arguments: Sequence[str]) -> str:

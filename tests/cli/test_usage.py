@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 import caffetools
+from caffetools.cli.usage import usage_error_text
 from tests.cli.inprocess import error_of, run, run_well
 
 
@@ -34,6 +36,21 @@ from tests.cli.inprocess import error_of, run, run_well
 )
 def test_usage_errors_are_one_line_with_the_flag_as_typed(words: tuple[str, ...], message: str) -> None:
     assert error_of(run(*words)).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("8 is not in the range 0<=x<=7.", "it must be less than or equal to 7"),
+        ("-1 is not in the range 0<=x<=9223372036854775807.", "it must be greater than or equal to 0"),
+        ("-0.5 is not in the range x>=0.0.", "it must be greater than or equal to 0"),
+        ("0 is not in the range 0<x<1.", "it must be greater than 0"),
+        ("1 is not in the range 0<x<1.", "it must be less than 1"),
+        ("1e+30 is not in the range -1000000.0<=x<=1000000.0.", "it must be less than or equal to 1000000"),
+    ],
+)
+def test_limits_have_the_words_of_newer_typers(words: str, message: str) -> None:
+    assert usage_error_text(typer.BadParameter(words), []) == f"invalid value: {message}"
 
 
 def test_long_names_are_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:
