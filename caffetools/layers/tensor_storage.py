@@ -109,6 +109,8 @@ class TensorStorage:
                 showing its values only where there are none of ``other``.
         """
         into, memory = other._memory, self._memory
+        if into.deferred is not None and into.deferred == memory.deferred:
+            return  # who computes both joins them then
         if memory is not into:
             viewed = self.has_live_view and self.shape == tuple(shape) and memory.device.type == "cpu"
             if viewed and not keep and not into.is_viewed():
@@ -123,6 +125,10 @@ class TensorStorage:
         self.shape = tuple(shape)
         if value is not None and into.tensor is not None and value.dtype == torch.float32 and value.device == into.tensor.device:
             self._reshaped = into.tensor, value.detach()
+
+    def lies_with(self, other: TensorStorage) -> bool:
+        """Return whether both use one memory."""
+        return self._memory is other._memory
 
     def lie_in(self, tensor: Tensor) -> None:
         """Use the memory of ``tensor`` (float32, in C order, on the CPU) from now on, while others read and write it, too."""

@@ -66,7 +66,7 @@ class Step:
         reads: The versions of its bottoms.
         produces: The versions of its tops.
         overwritten: Which bottoms' blobs are overwritten by this layer or a later one.
-        covered: Whether a later layer overwrites a top's blob.
+        covered: The tops whose blobs a later layer overwrites.
         inplace_ok: Whether it may overwrite its bottom's memory where no backward pass follows.
         inputs: The bottoms of the last forward pass as leaves of the layer's own autograd graph; None without one.
         tops: The tops of that pass.
@@ -81,7 +81,7 @@ class Step:
     reads: list[BlobVersion]
     produces: list[BlobVersion]
     overwritten: list[bool]
-    covered: bool = False
+    covered: frozenset[str] = frozenset()
     inplace_ok: bool = False
     inputs: list[Tensor] | None = None
     tops: tuple[Tensor, ...] = ()
@@ -108,7 +108,7 @@ class Step:
         if self.inputs is None:
             return True
         made = self.tops[0].detach()
-        same = self.covered or now.data_ptr() == made.data_ptr() or torch.equal(now, made)
+        same = name in self.covered or now.data_ptr() == made.data_ptr() or torch.equal(now, made)
         return not same or (self.layer.BACKWARD_READS_BOTTOMS and self.bottoms_changed(blobs))
 
     def bottoms_changed(self, blobs: Mapping[str, BlobStorage], among: Collection[int] | None = None) -> bool:
@@ -166,7 +166,7 @@ def plan_steps(net: Net) -> list[Step]:
         if step.layer.BACKWARD_IS_UNASKED:
             step.needs_backward = step.needs_backward or (below_loss and goes_back[step.index])
             step.needs = [step.needs_backward] * len(step.needs)
-        step.covered = not overwritten.isdisjoint(step.layer.tops)
+        step.covered = frozenset(overwritten.intersection(step.layer.tops))
         overwritten.update(step.layer.tops)
         step.overwritten = [bottom in overwritten for bottom in step.layer.bottoms]
     return steps

@@ -158,8 +158,8 @@ def plan_rewriting(layers: Sequence[Layer], outputs: Collection[str]) -> Rewriti
         # With another reader Caffe puts a Split below both, and the layer is not in place.
         if _is_in_place(layer) and readers[blob, version[blob]] == 1 and (root := memory.get(blob)) is not None:
             others = {name for name in (root, *memory) if memory.get(name, name) == root and name != blob}
-            reading = [i for i, other in enumerate(layers) if not _shares_data(other) and not others.isdisjoint(other.bottoms)]
-            early.update(i for i in reading if i < index and layers[i].BACKWARD_READS_BOTTOMS)
+            reading = [i for i, other in enumerate(layers) if not others.isdisjoint(other.bottoms)]
+            early.update(i for i in reading if i < index and not _shares_data(layers[i]) and layers[i].BACKWARD_READS_BOTTOMS)
             if any(i > index for i in reading) or not others.isdisjoint(outputs):
                 plan[index] = tuple(sorted(others))
                 roots.add(root)

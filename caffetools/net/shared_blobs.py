@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from caffetools.layers.base import Layer
+from caffetools.layers.base import Layer, Shape
 from caffetools.layers.blob_storage import BlobStorage
 from caffetools.net.blob_versions import Step
 from caffetools.net.net import Net
@@ -92,7 +93,7 @@ def share_after_pass(steps: Sequence[Step], blobs: Blobs, stored: Collection[str
             for name in step.layer.tops:
                 top = blobs[name].data
                 if math.prod(top.shape) == math.prod(bottom.shape):
-                    top.share(bottom, top.shape, keep=name in stored or step.covered)
+                    top.share(bottom, top.shape, keep=name in stored or name in step.covered)
 
 
 def overwrites_seen_blobs(net: Net) -> bool:
@@ -117,3 +118,69 @@ def overwrites_inputs(net: Net) -> bool:
         if inner and shares_data(layer):
             inside.update(layer.tops)
     return False
+
+
+@dataclass(frozen=True)
+class OutputMemory:
+    """The memory of outputs of a net that other blobs lie in, too (below a Flatten, above a Split): after a pass all have the same values.
+
+    Attributes:
+        outputs: The outputs in it.
+        others: The inner blobs in it.
+    """
+
+    outputs: tuple[str, ...]
+    others: tuple[str, ...]
+
+    def is_joined(self, blobs: Blobs, shapes: Mapping[str, Shape]) -> bool:
+        """Return whether all of its ``blobs`` lie in one memory, under ``shapes``."""
+        first = blobs[self.outputs[0]].data
+        return all(blobs[name].data.lies_with(first) and blobs[name].shape == tuple(shapes[name]) for name in (*self.outputs, *self.others))
+
+    def may_join(self, blobs: Blobs, shapes: Mapping[str, Shape]) -> bool:
+        """Return whether :meth:`join` leaves no array behind that shows one of the blobs."""
+        return self.is_joined(blobs, shapes) or not any(blobs[name].data.has_live_view for name in (*self.outputs[1:], *self.others))
+
+    def join(self, blobs: Blobs, shapes: Mapping[str, Shape]) -> None:
+        """Give all of its ``blobs`` the memory and the values of the first output, under ``shapes``."""
+        if not self.is_joined(blobs, shapes):
+            first = blobs[self.outputs[0]].data
+            for name in (*self.outputs[1:], *self.others):
+                blobs[name].data.share(first, tuple(shapes[name]))
+
+
+def output_memories(net: Net) -> list[OutputMemory]:
+    """Return the memories of outputs of ``net`` that inner blobs or other outputs lie in, too."""
+    found: list[OutputMemory] = []
+    for names in _memories(net):
+        outputs = tuple(name for name in names if name in net.outputs)
+        if outputs:
+            found.append(OutputMemory(outputs, tuple(name for name in names if name not in net.outputs)))
+    return found
+
+
+def deferrable(net: Net, memories: Sequence[OutputMemory]) -> list[str] | None:
+    """Return the blobs that a pass by an inference plan need not make; None where the memory of the blobs asks for a pass layer by layer.
+
+    Args:
+        net: The net.
+        memories: What :func:`output_memories` gave for it.
+    """
+    inputs = set(net.inputs)
+    # Who writes to an output in the memory of an input writes to the input.
+    if overwrites_seen_blobs(net) or overwrites_inputs(net) or any(not inputs.isdisjoint(memory.others) for memory in memories):
+        return None
+    made = {*net.inputs, *net.outputs, *(name for memory in memories for name in memory.others)}
+    return [name for name in net.blob_shapes if name not in made]
+
+
+def _memories(net: Net) -> list[list[str]]:
+    """Return the blobs of ``net`` that lie in one memory after a forward pass, where these are several; in order."""
+    memory: dict[str, list[str]] = {}
+    for layer in net.layers:
+        shared = memory[layer.bottoms[0]] if layer.bottoms and shares_data(layer) else None
+        for top in layer.tops:
+            if top not in memory:
+                memory[top] = shared if shared is not None else []
+                memory[top].append(top)
+    return [names for name, names in memory.items() if name == names[0] and len(names) > 1]

@@ -69,6 +69,7 @@ class Stepwise:
         self._share_with_shapes()
         self._set_loss_diffs()
         self._fill_constants()
+        self._output_memories = shared_blobs.output_memories(net)
         self._inner_blobs = self._find_inner_blobs()
         self._deferred: Deferred | None = None
 
@@ -211,12 +212,16 @@ class Stepwise:
         inputs = {name: storage.peek() for name, storage in storages.items()}
         with torch.no_grad():
             plan = self.net.plan({name: tuple(value.shape) for name, value in inputs.items()})
+            if not all(memory.may_join(self.blobs, plan.blob_shapes) for memory in self._output_memories):
+                return False
             results = self.net.inference.run(plan, inputs, self.net.outputs)
         if results is None:
             return False
         for name, result in results.items():
             if name not in inputs:
                 self.blobs[name].data.store(result, owned=True)
+        for memory in self._output_memories:
+            memory.join(self.blobs, plan.blob_shapes)
         if deferred is None or not deferred.stands_for(plan):
             join = partial(shared_blobs.share_after_pass, self.steps, self.blobs, frozenset(self.net.outputs))
             deferred = self._deferred = Deferred(self.net, plan, storages, {name: self.blobs[name].data for name in inner}, join)
@@ -229,9 +234,7 @@ class Stepwise:
             return None
         if any(step.layer.IS_DATA and not set(step.layer.tops) <= kept_tops(step.layer, self.blobs) for step in self.steps):
             return None
-        if shared_blobs.overwrites_seen_blobs(self.net) or shared_blobs.overwrites_inputs(self.net):
-            return None
-        return [name for name in self.blobs if name not in self.net.inputs and name not in self.net.outputs]
+        return shared_blobs.deferrable(self.net, self._output_memories)
 
     def _run(self, step: Step, *, record: bool) -> None:
         layer = step.layer

@@ -377,25 +377,38 @@ def test_an_inner_blob_of_the_memory_of_an_input_changes_with_it_and_what_follow
     assert np.array_equal(run.blobs["ip"].data_array(), made)
 
 
-@pytest.mark.parametrize("blob", ["data", "mvn"])
-@pytest.mark.parametrize("kind", ["Split", "Slice"])
-def test_an_edited_output_is_edited_alone(kind: str, blob: str) -> None:
+def beside(kind: str, blob: str) -> Stepwise:
     text = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 4 dim: 3 dim: 3 } } }'
     text += 'layer { name: "mvn" type: "MVN" bottom: "data" top: "mvn" }'
     text += f'layer {{ name: "two" type: "{kind}" bottom: "{blob}" top: "a" top: "b" }}'
     text += f'layer {{ name: "half" type: "Power" bottom: "{blob}" top: "half" power_param {{ scale: 0.5 }} }}'
     text += 'layer { name: "last" type: "ELU" bottom: "half" top: "last" }'
     run = Stepwise(Net(parse(text, NetParameter)))
-    rows = torch.arange(72.0).reshape(2, 4, 3, 3)
-    run.blobs["data"].data_array()[...] = rows
+    run.blobs["data"].data_array()[...] = torch.arange(72.0).reshape(2, 4, 3, 3)
     run.forward()
+    return run
+
+
+@pytest.mark.parametrize("blob", ["data", "mvn"])
+def test_an_edited_output_of_a_slice_is_edited_alone(blob: str) -> None:
+    run = beside("Slice", blob)
     assert run.blobs["half"].data.is_deferred_by(run._deferred.settle)
     others = {name: run.blobs[name].data.value().clone() for name in ("b", "last")}
     run.blobs["a"].data_array()[...] = -1
-    assert (run.blobs["data"].data.value() == rows).all()
+    assert (run.blobs["data"].data.value().reshape(-1) == torch.arange(72.0)).all()
     assert (run.blobs["half"].data.value() == run.blobs[blob].data.value() / 2).all()
     for name, values in others.items():
         assert (run.blobs[name].data.value() == values).all()
+
+
+@pytest.mark.parametrize("blob", ["data", "mvn"])
+def test_an_edited_output_of_a_split_is_edited_with_the_blobs_in_its_memory_and_no_others(blob: str) -> None:
+    run, same = beside("Split", blob), beside("Split", blob)
+    run.blobs["a"].data_array()[...] = -1
+    for name in ("a", "b", blob):
+        assert (run.blobs[name].data.value() == -1).all()
+    for name in {"half", "last", "data", "mvn"} - {blob}:
+        assert (run.blobs[name].data.value() == same.blobs[name].data.value()).all()
 
 
 @pytest.mark.parametrize("edit", ["input", "weights"])
