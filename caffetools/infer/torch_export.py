@@ -127,7 +127,7 @@ def _converted(
         free: dict[int, Any] = {} if fixed_batch else {0: torch.export.Dim("batch")}
         program = torch.export.export(module, inputs, dynamic_shapes=tuple(free for _ in inputs))
     # They would be written too, and be larger than the weights of a small net.
-    program.example_inputs = None
+    program._example_inputs = None  # noqa: SLF001 (torch 2.6 refuses None for the property)
     return lambda stream: torch.export.save(program, cast("Any", stream)), program.module()
 
 

@@ -81,7 +81,9 @@ def test_a_model_of_no_fixed_picture_size_is_refused(tmp_path: Path) -> None:
 def test_a_model_whose_metadata_are_not_utf8_is_damaged(tmp_path: Path) -> None:
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
     ends = [onnx.helper.make_tensor_value_info(name, 1, [1, 4]) for name in "xy"]
-    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", ends[:1], ends[1:]), ir_version=8)
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "g", ends[:1], ends[1:]), opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8
+    )
     onnx.helper.set_model_props(model, {"caffetools.source": "net.prototxt"})
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString().replace(b"caffetools.source", b"caffetools.sourc\xff"))
     with pytest.raises(ModelFileError, match=r"m\.onnx: damaged: its metadata or names are not UTF-8; fetch or copy the file again"):
