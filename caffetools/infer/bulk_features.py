@@ -248,7 +248,8 @@ def _numbered(path: str, first: NDArray[np.float32]) -> Iterator[RowWriter]:
 def _field(name: str, shape: tuple[int, ...]) -> Any:
     import pyarrow as arrow
 
-    return arrow.field(name, arrow.list_(arrow.float32(), int(np.prod(shape))), metadata={"shape": json.dumps(shape)})
+    # Lists of any length, as pyarrow up to 23 cannot read rows without values (pictures that could not be used) of lists of one length.
+    return arrow.field(name, arrow.list_(arrow.float32()), metadata={"shape": json.dumps(shape)})
 
 
 @contextmanager

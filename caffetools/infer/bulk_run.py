@@ -213,10 +213,14 @@ class RowWriter:
 
         made = []
         for kind, column in zip(self._schema.types, self._columns, strict=True):
-            if arrow.types.is_fixed_size_list(kind):
-                values = np.stack([np.zeros(kind.list_size, np.float32) if row is None else row for row in column])
+            arrays = [row for row in column if isinstance(row, np.ndarray)]
+            if arrays and arrow.types.is_list(kind):
+                ends = np.cumsum([0, *(0 if row is None else row.size for row in column)], dtype=np.int32)
+                values = arrow.array(np.concatenate(arrays, axis=None))
                 missing = arrow.array([row is None for row in column])
-                made.append(arrow.FixedSizeListArray.from_arrays(values.reshape(-1), type=kind, mask=missing))
+                made.append(arrow.ListArray.from_arrays(arrow.array(ends), values, type=kind, mask=missing))
+            elif arrays:
+                made.append(arrow.FixedSizeListArray.from_arrays(np.concatenate(arrays, axis=None), type=kind))
             else:
                 made.append(arrow.array(column, kind))
             column.clear()
