@@ -256,7 +256,8 @@ def noted_interrupts() -> Iterator[list[int]]:
     """Yield a list that gets an entry for each SIGINT during the block; it raises KeyboardInterrupt as ever.
 
     An interrupt while a library is imported leaves the library half loaded, and what follows fails with anything (RecursionError,
-    AttributeError). A handler that somebody else has set stays in place.
+    AttributeError). A handler that somebody else has set stays in place. After an interrupt the process is ending: another one ends it
+    at once, where Python would print a traceback of whatever it interrupts in the interpreter's own last steps.
     """
     noted: list[int] = []
 
@@ -271,4 +272,4 @@ def noted_interrupts() -> Iterator[list[int]]:
         yield noted
     finally:
         if ours and signal.getsignal(signal.SIGINT) is note:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, signal.SIG_DFL if noted else signal.default_int_handler)

@@ -120,10 +120,11 @@ class PagePool:
             pages.pieces[-1] -= length
             if not pages.pieces[-1]:
                 pages.pieces.pop()
+            if not pages.pieces:
+                # Before the piece is given away: who takes it may stop here.
+                self._free.pop(0)
             yield pages.address + pages.size, length
             size -= length
-            if not pages.pieces:
-                self._free.pop(0)
 
 
 class _System:

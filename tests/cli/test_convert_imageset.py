@@ -61,10 +61,12 @@ def test_an_interrupted_build_mentions_resume_where_it_is_possible(tmp_path: Pat
         pytest.importorskip("plyvel")
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 5, 3), np.uint8))
     (tmp_path / "list").write_text("a.png 0\n" * 40)
-    # The process is interrupted when it begins to write records.
+    # The process is interrupted, once, when it begins to write records.
     script = (
         "import os, signal, sys\nfrom caffetools.cli.app import main\n"
-        "def interrupt(event, args):\n    if event == 'open' and 'a.png' in str(args[0]):\n        os.kill(os.getpid(), signal.SIGINT)\n"
+        "waiting = [True]\n"
+        "def interrupt(event, args):\n    if event == 'open' and 'a.png' in str(args[0]) and waiting:\n"
+        "        waiting.clear()\n        os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.addaudithook(interrupt)\nsys.argv = ['caffetools', *sys.argv[1:]]\nmain()\n"
     )
     done = run_child(["-c", script, "convert-imageset", tmp_path, tmp_path / "list", tmp_path / "db", "--backend", backend])

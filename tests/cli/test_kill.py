@@ -209,3 +209,15 @@ def test_an_interrupt_that_a_library_turns_into_another_error_is_an_interrupt(tm
         check=False,
     )
     assert (done.returncode, done.stderr) == (130, "caffetools: interrupted\n")
+
+
+def test_a_second_interrupt_while_the_process_ends_prints_no_traceback(tmp_path: Path) -> None:
+    script = (
+        "import atexit, os, signal, sys\nfrom caffetools.cli.app import main\n"
+        "interrupt = lambda *_: os.kill(os.getpid(), signal.SIGINT)\natexit.register(interrupt)\n"
+        "sys.addaudithook(lambda event, args: event == 'open' and str(args[0]).endswith('.prototxt') and interrupt())\n"
+        "sys.argv = ['caffetools', 'inspect', 'net.prototxt']\nmain()\n"
+    )
+    (tmp_path / "net.prototxt").write_text("name: 'a net'\n")
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode in (130, -signal.SIGINT) and done.stderr == "caffetools: interrupted\n"

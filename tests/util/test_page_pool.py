@@ -44,6 +44,18 @@ def test_blocks_hold_what_was_written_while_others_come_and_go() -> None:
     assert all((held[::4096] == value).all() for value, held in alive)
 
 
+def test_the_pool_goes_on_after_the_system_refused_to_move_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = PagePool()
+    assert taken(pool, UNIT).size == UNIT  # and it is free again
+    with monkeypatch.context() as patch:
+        patch.setattr(pool._system, "move", lambda source, size, target: False)
+        held = taken(pool, 2 * UNIT)
+    held[:] = 7
+    other = taken(pool, 2 * UNIT)
+    other[:] = 9
+    assert (held == 7).all() and pool.kept == 0
+
+
 def test_a_block_may_be_freed_in_another_thread_and_after_its_views() -> None:
     pool = PagePool()
     tensor = torch.from_numpy(taken(pool, 3 * UNIT)).view(torch.float32)[5:].reshape(-1, 1)
