@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from caffetools._api.models import deployed, net_path, weights_path
 from caffetools.cancel import CancelToken
 from caffetools.events import EventSink, ignore, reported, reporter
-from caffetools.util.arguments import check_control, file_path, finite_number, named_shapes, several, size_pair, whole_number
+from caffetools.util.arguments import MOST_SEED32, check_control, file_path, finite_number, named_shapes, several, size_pair, whole_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -448,7 +448,7 @@ def verify(
     from caffetools.onnx.verify import verify as compare
 
     check_control(events, cancel)
-    whole_number("seed", seed, 0, 2**32 - 1)
+    whole_number("seed", seed, 0, MOST_SEED32)
     model = file_path("model", model)
     with reported("verify", f"Comparing {os.fspath(model)} with {os.fspath(deploy)}", events):
         progress = reporter(events, "verify", "layers", cancel)

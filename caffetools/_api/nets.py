@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from caffetools._api.models import net_path, weights_path
 from caffetools.errors import CaffeToolsError
-from caffetools.util.arguments import file_path, finite_number, named_shapes, positive_number, several, shape, whole_number
+from caffetools.util.arguments import MOST_SEED, file_path, finite_number, named_shapes, positive_number, several, shape, whole_number
 
 if TYPE_CHECKING:
     from caffetools.data.datasets.card import DatasetCard
@@ -149,7 +149,7 @@ def retarget(
     classes = None if classes is None else whole_number("classes", classes, least=2)
     epochs, head_lr_mult = whole_number("epochs", epochs), finite_number("head_lr_mult", head_lr_mult)
     base_lr = None if base_lr is None else positive_number("base_lr", base_lr)
-    seed = None if seed is None else whole_number("seed", seed, 0, 2**63 - 1)
+    seed = None if seed is None else whole_number("seed", seed, 0, MOST_SEED)
     card = dataset if isinstance(dataset, DatasetCard) or dataset is None else load_card(file_path("dataset", dataset))
     count = classes_of(card, classes) if card is not None else classes
     if count is None:

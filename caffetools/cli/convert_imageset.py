@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from caffetools.cli.numbers import MOST_SEED
 from caffetools.cli.show import console, note, print_json, print_next, progress_sink, resumable
 from caffetools.errors import DataError
+from caffetools.util.arguments import MOST_SEED
 
 
 def convert_imageset(

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caffetools.cli.numbers import MOST_SEED
 from caffetools.cli.options import Cluster, not_standard_output
 from caffetools.cli.show import console, print_json, print_next, progress_sink, resumable
+from caffetools.util.arguments import MOST_SEED
 
 if TYPE_CHECKING:
     from caffetools.data.datasets.card import DatasetCard

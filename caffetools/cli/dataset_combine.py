@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caffetools.cli.dataset_build import DropDuplicates, DropSimilar, GroupBy, Json, Root, Strict, show_card
-from caffetools.cli.numbers import MOST_SEED
 from caffetools.cli.options import not_standard_output
 from caffetools.cli.show import console, print_json, print_next, progress_sink
 from caffetools.errors import CaffeToolsError, DataError
+from caffetools.util.arguments import MOST_SEED
 
 if TYPE_CHECKING:
     from caffetools.data.datasets.bare import CopiedRecords

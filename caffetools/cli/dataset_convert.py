@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caffetools.cli.numbers import MOST_SEED32
 from caffetools.cli.options import AsJson, not_standard_output
 from caffetools.cli.show import console, print_json, print_next, progress_sink
+from caffetools.util.arguments import MOST_SEED32
 
 if TYPE_CHECKING:
     from caffetools.data.formats.convert import ConvertResult

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from caffetools.cli.narrate import TerminalSink
-from caffetools.cli.numbers import MOST_SEED
 from caffetools.cli.options import not_standard_output
 from caffetools.cli.show import console, print_json, print_next
 from caffetools.errors import Cancelled
 from caffetools.events import ignore
+from caffetools.util.arguments import MOST_SEED
 
 
 def demo(

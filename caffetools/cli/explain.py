@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from caffetools.cli.models import net_file, weights_file
-from caffetools.cli.numbers import MOST_SCALE, MOST_SEED
+from caffetools.cli.numbers import MOST_SCALE
 from caffetools.cli.options import Device, Dialect, Labels, Mean, Plugin, Resize, Scale
 from caffetools.cli.show import console, note, open_file, print_json, progress_sink
 from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, emit, open_net, report_written
+from caffetools.util.arguments import MOST_SEED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-_INT64, _FLOAT32 = 2**63, 3.4028234663852886e38
+from caffetools.util.arguments import MOST_SEED
 
-# Generators take these seeds; NumPy's Mersenne Twister, which some commands draw with, takes 32 bits.
-MOST_SEED, MOST_SEED32 = _INT64 - 1, 2**32 - 1
+_INT64, _FLOAT32 = 2**63, 3.4028234663852886e38
 # Numbers of Caffe's flags and prototxts.
 INT32 = 2**31 - 1
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from caffetools.cli.numbers import MOST_SEED
 from caffetools.cli.options import AsJson, Force, check_output
 from caffetools.cli.show import console, print_json
+from caffetools.util.arguments import MOST_SEED
 
 
 def preview(

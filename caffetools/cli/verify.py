@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
-from caffetools.cli.numbers import MOST_SEED32
 from caffetools.cli.options import Dialect, Mean, Plugin, Resize, Scale, given_options, refuse_options
 from caffetools.cli.show import console, print_json, print_next, print_table, progress_sink
+from caffetools.util.arguments import MOST_SEED32
 
 if TYPE_CHECKING:
     from caffetools.infer.compare import Candidate, OutputComparison

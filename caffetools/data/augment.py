@@ -277,7 +277,7 @@ class Augmenter:
         boxes = np.zeros((0, 4), np.float32) if boxes is None else boxes
         points = np.zeros((0, 2), np.float32) if points is None else points
         # The channels in RGB order, which hue, saturation and lighting need.
-        tensor = torch.from_numpy(np.ascontiguousarray(image[::-1] if image.shape[0] == 3 else image))
+        tensor = torch.from_numpy(np.array(image[::-1] if image.shape[0] == 3 else image, order="C"))
         tensor, boxes, points = self._geometry(tensor, boxes, points, params)
         array = self._colors(tensor, params).numpy()
         array = array[::-1] if array.shape[0] == 3 else array

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from caffetools.data.images import Pixels, decode_image, to_planes
 from caffetools.errors import DataError
 from caffetools.proto import wire
-from caffetools.proto.schema import Datum, message_class
+from caffetools.proto.schema import AnnotatedDatum, Datum
 
 # Datum's field `data`, and the number of further fields that a record with a picture has at most (unpacked floats are a field each).
 _DATA, _FEW_FIELDS = 4, 16
@@ -42,13 +42,13 @@ def array_to_datum(array: NDArray[Any], label: int | None = None) -> Datum:
     return datum
 
 
-def _holds_boxes(value: bytes) -> bool:
-    """Return whether a record is SSD's AnnotatedDatum with a picture."""
+def annotated_datum(value: bytes) -> AnnotatedDatum | None:
+    """Return the record ``value`` as SSD's AnnotatedDatum; None if it is not one, or one without a picture."""
     try:
-        datum: Datum = message_class("AnnotatedDatum").FromString(value).datum
+        annotated = AnnotatedDatum.FromString(value)
     except DecodeError:
-        return False
-    return bool(datum.data or datum.float_data)
+        return None
+    return annotated if annotated.datum.data or annotated.datum.float_data else None
 
 
 def image_to_datum(image: Pixels, label: int) -> Datum:
@@ -94,7 +94,7 @@ def parse_datum(value: bytes, what: str) -> Datum:
     except DecodeError:
         raise DataError(f"{what}: the record is damaged: its {len(value)} bytes are not a Datum") from None
     if not (datum.data or datum.float_data):
-        if _holds_boxes(value):
+        if annotated_datum(value) is not None:
             raise DataError(f"{what}: the record is a picture with boxes (SSD's AnnotatedDatum), not a Datum")
         raise DataError(f"{what}: the record holds no pixels")
     return datum

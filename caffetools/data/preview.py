@@ -10,22 +10,19 @@ from typing import Any
 
 import cv2
 import numpy as np
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from caffetools.data.augment import AugmentConfig, Augmenter
 from caffetools.data.databases import open_database, shown_key
 from caffetools.data.datasets.card import load_card
 from caffetools.data.datasets.combine import is_dataset
-from caffetools.data.datum import datum_to_array, record_to_array
+from caffetools.data.datum import annotated_datum, datum_to_array, record_to_array
 from caffetools.data.images import SUFFIXES, encode_image, read_image, to_planes
 from caffetools.data.shards import is_index
 from caffetools.errors import DataError
-from caffetools.proto.schema import message_class
 from caffetools.util.files import atomic_write
 
 PathLike = str | os.PathLike[str]
-_AnnotatedDatum = message_class("AnnotatedDatum")
 _GAP = 4
 # Longest side of a sheet; JPEG holds no more.
 _MOST_PIXELS = 65_500
@@ -96,11 +93,8 @@ def _record(value: bytes, what: str) -> tuple[NDArray[np.uint8], NDArray[np.floa
     try:
         array: NDArray[Any] = record_to_array(value, what=what)[0]
     except DataError:
-        try:
-            annotated = _AnnotatedDatum.FromString(value)
-        except DecodeError:
-            annotated = None
-        if annotated is None or not annotated.datum.data:
+        annotated = annotated_datum(value)
+        if annotated is None:
             raise
         array = datum_to_array(annotated.datum, what=what)
         boxes = [annotation.bbox for group in annotated.annotation_group for annotation in group.annotation]

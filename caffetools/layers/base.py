@@ -362,6 +362,10 @@ class Layer(ObservedModule):
         """Return whether Caffe gives the one top the memory of the one bottom, also where they have two names (``ShareData``)."""
         return False
 
+    def shares_data(self) -> bool:
+        """Return whether after a forward pass Caffe's tops all lie in the memory of the one bottom: what is written to one blob is in the others."""
+        return self.SHARES == "data" or self.shares_memory()
+
     def backward_reads_top(self) -> bool:
         """Return whether Caffe's backward pass computes from the top as it is then, with the settings of this layer."""
         return self.BACKWARD_READS_TOP

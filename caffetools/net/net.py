@@ -326,9 +326,7 @@ class Net(nn.Module):
         # The compiler of torch 2.6 cannot read the attribute of an attribute.
         for name in [name for name in blobs if name in self.rewriting.roots]:
             blobs[name] = blobs[name].clone()
-        steps = {}
-        if not self.rewriting.names:
-            steps = self._joined_steps(layers, wanted, asked=any(blob.requires_grad for blob in blobs.values()))
+        steps = self._joined_steps(layers, wanted, asked=any(blob.requires_grad for blob in blobs.values()))
         for index, layer in enumerate(layers):
             if index in steps:
                 steps[index](blobs)
@@ -343,7 +341,7 @@ class Net(nn.Module):
     def _joined_steps(self, layers: Sequence[Layer], wanted: Collection[str], *, asked: bool) -> dict[int, Step]:
         """Return what to run in place of layers that are one operator; ``asked``: whether the caller wants the gradient of an input."""
         on_cpu = self.device.type == "cpu"
-        if asked or torch.is_grad_enabled() != (self.phase == TRAIN):
+        if asked or self.rewriting.names or torch.is_grad_enabled() != (self.phase == TRAIN):
             return {}
         if self.training_steps is not None and on_cpu:
             return self.training_steps.of_pass(layers, wanted, self.run_layer)

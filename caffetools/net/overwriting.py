@@ -77,11 +77,11 @@ def plan_overwriting(layers: Sequence[Layer]) -> dict[int, Overwriting]:
     chains: list[_Chain] = []
     current: dict[str, _Chain] = {}
     for index, layer in enumerate(layers):
-        chain = current.get(layer.bottoms[0]) if _is_in_place(layer) or layer.shares_memory() else None
+        chain = current.get(layer.bottoms[0]) if is_in_place(layer) or layer.shares_memory() else None
         if chain is not None and not chain.readers:
             chain.members.append(index)
             chain.blobs.append(layer.tops[0])
-            if not _is_in_place(layer):
+            if not is_in_place(layer):
                 chain.readers += 1
                 current[layer.tops[0]] = _Chain(chain.members, chain.blobs)
             continue
@@ -97,14 +97,15 @@ def plan_overwriting(layers: Sequence[Layer]) -> dict[int, Overwriting]:
     return plans
 
 
-def _is_in_place(layer: Layer) -> bool:
+def is_in_place(layer: Layer) -> bool:
+    """Return whether the one top of ``layer`` is its one bottom."""
     return len(layer.bottoms) == 1 and layer.tops == layer.bottoms
 
 
 def _plans(layers: Sequence[Layer], over: _Chain) -> dict[int, Overwriting]:
     members, blobs = over.members, over.blobs
     chain = [layers[index] for index in members]
-    writes = [place == 0 or _is_in_place(layer) for place, layer in enumerate(chain)]
+    writes = [place == 0 or is_in_place(layer) for place, layer in enumerate(chain)]
     last = max(place for place, written in enumerate(writes) if written)
     plans: dict[int, Overwriting] = {}
     for place in range(last + 1):
@@ -156,16 +157,16 @@ def plan_rewriting(layers: Sequence[Layer], outputs: Collection[str]) -> Rewriti
     for index, layer in enumerate(layers):
         blob = layer.bottoms[0] if layer.bottoms else ""
         # With another reader Caffe puts a Split below both, and the layer is not in place.
-        if _is_in_place(layer) and readers[blob, version[blob]] == 1 and (root := memory.get(blob)) is not None:
+        if is_in_place(layer) and readers[blob, version[blob]] == 1 and (root := memory.get(blob)) is not None:
             others = {name for name in (root, *memory) if memory.get(name, name) == root and name != blob}
             reading = [i for i, other in enumerate(layers) if not others.isdisjoint(other.bottoms)]
-            early.update(i for i in reading if i < index and not _shares_data(layers[i]) and layers[i].BACKWARD_READS_BOTTOMS)
+            early.update(i for i in reading if i < index and not layers[i].shares_data() and layers[i].BACKWARD_READS_BOTTOMS)
             if any(i > index for i in reading) or not others.isdisjoint(outputs):
                 plan[index] = tuple(sorted(others))
                 roots.add(root)
         for top in layer.tops:
             version[top] += 1
-            if _shares_data(layer):
+            if layer.shares_data():
                 memory[top] = memory.setdefault(blob, blob)
             elif top not in layer.bottoms:
                 memory.pop(top, None)
@@ -187,10 +188,6 @@ def refuse_early(layers: Sequence[Layer], plan: Rewriting, needed: Sequence[Sequ
                 "Caffe computes its gradient from a blob that a later layer in place overwrites (they share memory by a Flatten, Reshape or Split), "
                 "which is done in 'import caffe' only; give the layer in place a top of its own"
             )
-
-
-def _shares_data(layer: Layer) -> bool:
-    return not layer.IS_DATA and (layer.SHARES == "data" or layer.shares_memory())
 
 
 def rewrite(blobs: Mapping[str, Tensor], names: Sequence[str], top: Tensor) -> None:

@@ -12,14 +12,10 @@ from caffetools.layers.base import Layer, Shape
 from caffetools.layers.blob_storage import BlobStorage
 from caffetools.net.blob_versions import Step
 from caffetools.net.net import Net
+from caffetools.net.overwriting import is_in_place
 from caffetools.net.param_sharing import owner_of
 
 Blobs = Mapping[str, BlobStorage]
-
-
-def shares_data(layer: Layer) -> bool:
-    """Return whether after a forward pass Caffe's tops all lie in the memory of the one bottom: what is written to one blob is in the others."""
-    return layer.SHARES == "data" or layer.shares_memory()
 
 
 def shares_diff(layer: Layer) -> bool:
@@ -88,7 +84,7 @@ def share_after_pass(steps: Sequence[Step], blobs: Blobs, stored: Collection[str
     for step in steps:
         if step.layer.TRAITS.role == "parameter":
             share_with_parameter(step.layer, blobs)
-        if shares_data(step.layer):
+        if step.layer.shares_data():
             bottom = blobs[step.layer.bottoms[0]].data
             for name in step.layer.tops:
                 top = blobs[name].data
@@ -112,10 +108,10 @@ def overwrites_inputs(net: Net) -> bool:
         if layer.IS_DATA or not layer.bottoms:
             continue
         inner = layer.bottoms[0] in inside
-        if inner and len(layer.bottoms) == 1 and layer.tops == layer.bottoms and not layer.shares_memory():
+        if inner and is_in_place(layer) and not layer.shares_memory():
             return True
         inside.difference_update(layer.tops)
-        if inner and shares_data(layer):
+        if inner and layer.shares_data():
             inside.update(layer.tops)
     return False
 
@@ -178,7 +174,7 @@ def _memories(net: Net) -> list[list[str]]:
     """Return the blobs of ``net`` that lie in one memory after a forward pass, where these are several; in order."""
     memory: dict[str, list[str]] = {}
     for layer in net.layers:
-        shared = memory[layer.bottoms[0]] if layer.bottoms and shares_data(layer) else None
+        shared = memory[layer.bottoms[0]] if layer.bottoms and layer.shares_data() else None
         for top in layer.tops:
             if top not in memory:
                 memory[top] = shared if shared is not None else []

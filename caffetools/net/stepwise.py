@@ -254,7 +254,7 @@ class Stepwise:
         for name, top in zip(layer.tops, tops, strict=True):
             if name in kept:
                 continue
-            if shared_blobs.shares_data(layer):
+            if layer.shares_data():
                 self.blobs[name].data.share(sources[0], tuple(top.shape), top)
             else:
                 self.blobs[name].data.store(top.to(self.device), sources)

@@ -14,12 +14,12 @@ from caffetools.layers.base import format_shape
 from caffetools.net.net import error_context
 from caffetools.project.retargeting import DataOptions, compare, prepare_retarget, read_mean_option
 from caffetools.project.run import FinetuneRun
-from caffetools.project.solver_config import MOST_SEED
 from caffetools.proto.binary import read_binaryproto
 from caffetools.proto.schema import TRAIN
 from caffetools.proto.text import read_net
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.solver.run import choose_device
+from caffetools.util.arguments import MOST_SEED
 
 PathLike = str | os.PathLike[str]
 

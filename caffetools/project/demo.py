@@ -14,9 +14,9 @@ from caffetools.project.digits import write_digits
 from caffetools.project.finetune import run_finetune
 from caffetools.project.report import make_report
 from caffetools.project.run import FinetuneResult, FinetuneRun
-from caffetools.project.solver_config import MOST_SEED
 from caffetools.project.steps import Steps
 from caffetools.solver.run import choose_device
+from caffetools.util.arguments import MOST_SEED
 from caffetools.util.files import write_text
 from caffetools.visualize.report import write_report
 from caffetools.zoo.networks import prototxt_path

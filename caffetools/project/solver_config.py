@@ -6,9 +6,10 @@ import math
 
 from caffetools.errors import CaffeToolsError
 from caffetools.proto.schema import SolverParameter
+from caffetools.util.arguments import MOST_SEED
 
 # What the fields of a SolverParameter hold.
-_MOST_ITERATIONS, MOST_SEED = 2**31 - 1, 2**63 - 1
+_MOST_ITERATIONS = 2**31 - 1
 # Where the number of pictures is unknown.
 _ITERATIONS, _TEST_BATCHES, _TEST_INTERVAL = 10000, 100, 500
 

@@ -14,6 +14,9 @@ from caffetools.errors import CaffeToolsError
 
 T = TypeVar("T")
 
+# Generators take these seeds; NumPy's Mersenne Twister, which some functions draw with, takes 32 bits.
+MOST_SEED, MOST_SEED32 = 2**63 - 1, 2**32 - 1
+
 
 def whole_number(name: str, value: object, least: int = 1, most: int = 2**63 - 1) -> int:
     """Return an integer argument.

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
+import lmdb
 import numpy as np
 import pytest
 
+from caffetools.proto.schema import AnnotatedDatum, Datum
 from tests.cli.inprocess import run
 from tests.conftest import GOLDEN
 from tests.data.drawing import draw
@@ -49,3 +51,18 @@ def test_mistakes_are_one_line_and_leave_no_sheet(tmp_path: Path) -> None:
         done = run("dataset", "preview", source, "--augment", tmp_path / conf, "-o", tmp_path / "sheet.png")
         assert (done.returncode, done.stdout) == (2, "") and reason in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "sheet.png").exists()
+
+
+def test_pictures_with_boxes_are_shown_and_those_of_floats_refused(tmp_path: Path) -> None:
+    (tmp_path / "augment.yaml").write_text("rotation: 30\n")
+    floats = Datum(channels=1, height=2, width=2, float_data=[0, 1, 2, 3])
+    for name, datum, reason in (
+        ("bytes", Datum(channels=1, height=2, width=2, data=bytes(4)), ""),
+        ("floats", floats, "it has float_data; augmentation needs pictures of bytes"),
+        ("none", Datum(channels=1, height=2, width=2), "the record holds no pixels"),
+    ):
+        with lmdb.open(str(tmp_path / name), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
+            transaction.put(b"00000000_a", AnnotatedDatum(datum=datum, type=0).SerializeToString())
+        done = run("dataset", "preview", tmp_path / name, "--augment", tmp_path / "augment.yaml", "-o", tmp_path / f"{name}.png")
+        assert done.returncode == (2 if reason else 0) and reason in done.stderr, done.stderr
+        assert (tmp_path / f"{name}.png").exists() == (not reason)

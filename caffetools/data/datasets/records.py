@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from caffetools.data.databases import Database, shown_key
-from caffetools.data.datum import datum_to_array, parse_datum
+from caffetools.data.datum import annotated_datum, datum_to_array, parse_datum
 from caffetools.data.lmdb_file import Record
 from caffetools.errors import DataError
-from caffetools.proto.schema import Datum, message_class
+from caffetools.proto.schema import Datum
 from caffetools.util.threads import ordered_map
 
-_AnnotatedDatum = message_class("AnnotatedDatum")
 # First bytes of a picture's file → format and name ending.
 _FORMATS = {
     b"\xff\xd8\xff": ("JPEG", ".jpg"),
@@ -193,21 +191,17 @@ def _decode(path: str, record: Record) -> DecodedRecord:
 
 def _annotated(value: bytes) -> tuple[Datum, tuple[Box, ...] | None] | None:
     """Return the Datum inside of SSD's AnnotatedDatum and its boxes, if it states their type; None if ``value`` is not one."""
-    try:
-        found: Any = _AnnotatedDatum.FromString(value)
-    except DecodeError:
-        return None
-    datum: Datum = found.datum
-    if not (datum.data or datum.float_data):
+    found = annotated_datum(value)
+    if found is None:
         return None
     if not found.HasField("type"):
-        return datum, None
+        return found.datum, None
     boxes = []
     for group in found.annotation_group:
         for annotation in group.annotation:
             box = annotation.bbox
             boxes.append(Box(int(group.group_label), (box.xmin, box.ymin, box.xmax, box.ymax)))
-    return datum, tuple(boxes)
+    return found.datum, tuple(boxes)
 
 
 def _format(data: bytes) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from caffetools.data.means import compute_mean, write_binaryproto
 from caffetools.errors import DataError, did_you_mean
 from caffetools.events import ArtifactWritten, EventSink, Progress, Warned, ignore, reported
 from caffetools.util import urls
+from caffetools.util.arguments import MOST_SEED32
 from caffetools.util.files import atomic_write
 from caffetools.util.folders import new_folder
 
@@ -177,8 +178,8 @@ def _parts(kind: str, source: PathLike, options: ConvertOptions, to: str) -> lis
         raise DataError("coarse labels are those of CIFAR-100; leave out --coarse")
     if options.layout not in ("", "nchw", "nhwc"):
         raise DataError(f"the layout '{options.layout}' is unknown; it can be nchw or nhwc")
-    if options.seed < 0 or options.seed >= 2**32:
-        raise DataError(f"the seed must be 0 to 4294967295, not {options.seed}")
+    if not 0 <= options.seed <= MOST_SEED32:
+        raise DataError(f"the seed must be from 0 to {MOST_SEED32}, not {options.seed}")
     if options.per_file < 1:
         raise DataError(f"a file must hold at least one example, not {options.per_file}")
     if kind != "webdataset" and not urls.exists(source):
