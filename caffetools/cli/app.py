@@ -257,7 +257,7 @@ def noted_interrupts() -> Iterator[list[int]]:
 
     An interrupt while a library is imported leaves the library half loaded, and what follows fails with anything (RecursionError,
     AttributeError). A handler that somebody else has set stays in place. After an interrupt the process is ending: another one ends it
-    at once, where Python would print a traceback of whatever it interrupts in the interpreter's own last steps.
+    at once, where Python would print the traceback of a last step of the interpreter.
     """
     noted: list[int] = []
 
