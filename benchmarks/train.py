@@ -62,6 +62,7 @@ def ours(name: str, batch: int, size: int) -> Step:
     net = data_layers_to_inputs(read_net(prototxt_path(name, "train_val")), batch=batch)
     param = SolverParameter(train_net_param=net, base_lr=1e-3, lr_policy="fixed", momentum=0.9, weight_decay=5e-4, max_iter=10**6)
     solver = Solver(param)
+    solver.updates_early = True  # as the command line does
     data, label = pictures(batch, size)
     solver.train_inputs = {"data": data, "label": label.float()}
     return lambda: solver.step(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -317,8 +317,14 @@ class DistributedSolver(Solver):
                 return loss
             loss = self._forward(batch)
         if loss.requires_grad:
-            self.precision.backward(loss)
+            with self._going_back(loss):
+                self.precision.backward(loss)
         return loss.detach()
+
+    def _going_back(self, loss: Tensor) -> AbstractContextManager[None]:
+        # Several processes exchange gradients after the pass, and fp16 may leave an update out.
+        alone = self.strategy.size == 1 and self.compute.precision != "fp16"
+        return super()._going_back(loss) if alone else nullcontext()
 
     def _update(self) -> None:
         self.precision.update(self.iteration, super()._update)

@@ -135,6 +135,7 @@ def train(
         _warn_of_names(solver, writer, events)
         if snapshot is not None:
             solver.restore(snapshot)
+        solver.updates_early = True
         with _files(log, prefix, append=snapshot is not None) as (text, metrics):
             text.write("".join(early))
             writer.sinks[0] = text.write

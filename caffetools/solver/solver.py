@@ -8,6 +8,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ from caffetools.solver.checkpoints.run_state import RunState, capture_run_state
 from caffetools.solver.control import Log, Output, Snapshot, TestResult, TrainStats, no_log
 from caffetools.solver.debug import DebugInfoRunner, UpdateDiffs
 from caffetools.solver.divergence import BatchRecorder, check_loss
+from caffetools.solver.early_updates import EarlyUpdates
 from caffetools.solver.errors import SolverError, errors_in_file
 from caffetools.solver.logs.caffe_log import CaffeLog, log_loaded
 from caffetools.solver.nets import Places, share_parameters, test_nets, train_net
@@ -66,6 +68,8 @@ class Solver:
         test_inputs: The same for the test nets.
         saved: Iteration of the last snapshot.
         stopping: Whether a stop was asked for.
+        updates_early: Whether large parameters may be updated within the backward pass, for less memory: the same weights, but an iteration that
+            an exception interrupts leaves some of them updated. :func:`~caffetools.solver.run.train` sets it, since its signals wait for the iteration's end.
         losses: The last ``average_loss`` losses.
         run_id: Identifier shared by a run and those that resume it.
         resumed_from: Path of the .solverstate that was resumed; empty if none.
@@ -120,7 +124,7 @@ class Solver:
         own = [self._diffs] if self._diffs is not None else []
         self.callbacks: list[Callback] = [*own, *default_callbacks(self), writer, *callbacks]
         self.saved: int | None = None
-        self.stopping = False
+        self.stopping = self.updates_early = self._is_loss_noted = False
         self.output_blobs: dict[str, Tensor] = {}
         self.train_inputs: dict[str, Tensor] = {}
         self.test_inputs: dict[str, Tensor] = {}
@@ -371,19 +375,35 @@ class Solver:
     def _iterate(self) -> None:
         if self._debug is not None:
             self._debug.active = bool(self.param.display) and self.iteration % self.param.display == 0
+        self._is_loss_noted = False
         with self.random.active(), self._threads.used():
             loss = self._forward_backward()
-        self.losses.append(loss)
-        if loss.device.type == "cpu":
-            # On other devices reading the loss would wait for the device: there it is checked when it is displayed.
-            self._check(float(loss))
-        self.rate = self.learning_rate.at(self.iteration, self.smoothed_loss)
+        if not self._is_loss_noted:
+            self._note(loss)
         self.notify("on_before_update")
         with self._threads.used():
             self._update()
         self._clear_gradients()
         self.iteration += 1
         self.notify("on_iteration_end")
+
+    def _note(self, loss: Tensor) -> None:
+        """Keep the loss of this iteration, and take the learning rate of its update."""
+        self.losses.append(loss)
+        if loss.device.type == "cpu":
+            # On other devices reading the loss would wait for the device: there it is checked when it is displayed.
+            self._check(float(loss))
+        self.rate = self.learning_rate.at(self.iteration, self.smoothed_loss)
+        self._is_loss_noted = True
+
+    def _going_back(self, loss: Tensor) -> AbstractContextManager[None]:
+        """Return the context of a backward pass from ``loss``."""
+        early = EarlyUpdates(self.net, self.rule)
+        if not (self.updates_early and self._debug is None and early.are_exact(self.callbacks)):
+            return nullcontext()
+        # A loss that is not finite must not reach the weights, and the update needs its rate.
+        self._note(loss.detach())
+        return early.made(self.rate, self.iteration)
 
     def _update(self) -> None:
         self.rule.apply(self.rate, self.iteration)
@@ -397,7 +417,8 @@ class Solver:
             if self._debug is not None and self._debug.active:
                 self._debug.backward()
             elif loss.requires_grad:
-                loss.backward()  # type: ignore[no-untyped-call]
+                with self._going_back(loss):
+                    loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total / int(self.param.iter_size)
 

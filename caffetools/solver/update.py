@@ -6,7 +6,7 @@ does not grow with the number of layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -34,6 +34,19 @@ class Group:
     weights: Tensors = field(default_factory=list)
     histories: list[Tensors] = field(default_factory=list)
     gradients: Tensors = field(default_factory=list)
+
+    def without(self, ids: Collection[int]) -> Group:
+        """Return the group without the parameters of these ids."""
+        return self._of([index for index, weight in enumerate(self.weights) if id(weight) not in ids])
+
+    def only(self, parameter: Tensor) -> Group | None:
+        """Return the group of ``parameter`` alone; None where it is not in this one."""
+        found = [index for index, weight in enumerate(self.weights) if weight is parameter]
+        return self._of(found) if found else None
+
+    def _of(self, indices: Sequence[int]) -> Group:
+        histories = [[known[index] for index in indices] for known in self.histories]
+        return Group(self.lr_mult, self.decay_mult, [self.weights[index] for index in indices], histories)
 
 
 class UpdateRule:
@@ -72,6 +85,8 @@ class UpdateRule:
         self.history: Tensors = [torch.zeros_like(p.parameter, requires_grad=False) for _ in self.HISTORY for p in self.learnable]
         self.gradient_norm: Tensor | None = None
         self._groups = self._make_groups()
+        # The ids of parameters that were updated before the others.
+        self._updated: set[int] = set()
 
     # ---- what a rule defines ----
 
@@ -93,23 +108,51 @@ class UpdateRule:
 
     @torch.no_grad()
     def apply(self, rate: float, iteration: int) -> None:
-        """Update every parameter in place from its ``.grad``, at learning rate ``rate``; ``iteration`` counts from 0."""
-        for group in self._groups:
+        """Update every parameter in place from its ``.grad``, at learning rate ``rate``; ``iteration`` counts from 0.
+
+        Those that :meth:`apply_to` has updated since the last call are left as they are.
+        """
+        groups = [group.without(self._updated) for group in self._groups] if self._updated else self._groups
+        self._updated.clear()
+        for group in groups:
             group.gradients = [_gradient(weight) for weight in group.weights]
-        factor = self._factor([gradient for group in self._groups for gradient in group.gradients])
+        factor = self._factor([gradient for group in groups for gradient in group.gradients])
+        for group in groups:
+            self._apply(group, factor, rate, iteration)
+
+    @torch.no_grad()
+    def apply_to(self, parameter: Tensor, rate: float, iteration: int) -> None:
+        """Update one parameter as :meth:`apply` does, before the gradients of all are there: without a norm to clip them by.
+
+        Args:
+            parameter: One of ``learnable``, with its gradient.
+            rate: As for :meth:`apply`.
+            iteration: As for :meth:`apply`.
+        """
+        self._updated.add(id(parameter))
         for group in self._groups:
-            if native_update.takes(group.weights, group.histories):
-                constants = self._constants(rate * group.lr_mult, iteration)
-                constants.scale, constants.decay = float(factor), self.weight_decay * group.decay_mult
-                constants.absolute = self.regularization == "L1"
-                native_update.update(type(self).__name__, constants, group.weights, group.gradients, group.histories)
-            else:
-                torch._foreach_mul_(group.gradients, factor)
-                self._regularize(group)
-                self._update(group, rate * group.lr_mult, iteration)
-            group.gradients = []
-            # Fused kernels leave no trace in the version counters; nets that share the weights keep packed copies of them.
-            mark_written(group.weights)
+            if (one := group.only(parameter)) is not None:
+                one.gradients = [_gradient(parameter)]
+                self._apply(one, 1.0 / self.iter_size, rate, iteration)
+
+    def forget_early(self) -> None:
+        """Let the next :meth:`apply` update all parameters: the pass in which some were updated has failed."""
+        self._updated.clear()
+
+    def _apply(self, group: Group, factor: Tensor | float, rate: float, iteration: int) -> None:
+        """Update a group from its gradients, which are to be multiplied by ``factor``."""
+        if native_update.takes(group.weights, group.histories):
+            constants = self._constants(rate * group.lr_mult, iteration)
+            constants.scale, constants.decay = float(factor), self.weight_decay * group.decay_mult
+            constants.absolute = self.regularization == "L1"
+            native_update.update(type(self).__name__, constants, group.weights, group.gradients, group.histories)
+        else:
+            torch._foreach_mul_(group.gradients, factor)
+            self._regularize(group)
+            self._update(group, rate * group.lr_mult, iteration)
+        group.gradients = []
+        # Fused kernels leave no trace in the version counters; nets that share the weights keep packed copies of them.
+        mark_written(group.weights)
 
     def check_history(self, arrays: Sequence[np.ndarray[Any, Any]]) -> None:
         """Raise :class:`CaffeToolsError` where there are more or fewer arrays than this rule keeps for this net, or a shape differs."""
