@@ -341,3 +341,14 @@ def test_the_names_at_the_matrix_have_room_and_long_ones_a_wide_table(tmp_path: 
         )
         script += "done(left >= document.querySelector('.matrix').getBoundingClientRect().left)"
         assert run_in_page(html, script, tmp_path) == "true"
+
+
+def test_tables_on_a_phone_break_no_type_name_and_cut_no_caption(tmp_path: Path) -> None:
+    rows = [LayerRow("res2a_branch2a", "Convolution", (1, 64, 56, 56), 4_096, 12_845_056), LayerRow("fc", "InnerProduct", (1, 1000), 1, 1)]
+    script = """
+      const lines = (cell) => { const range = document.createRange(); range.selectNodeContents(cell); return range.getClientRects().length };
+      const types = [...document.querySelectorAll('td:nth-child(2)')].filter((cell) => /^[A-Za-z]+$/.test(cell.textContent));
+      const cut = [...document.querySelectorAll('caption')].filter((caption) => caption.getBoundingClientRect().right > innerWidth);
+      done(`${types.length > 3} ${types.filter((cell) => lines(cell) > 1).length} ${cut.length}`)
+    """
+    assert run_in_page(report_html(Report("r", network=rows)), script, tmp_path, size=(390, 844)) == "true 0 0"
