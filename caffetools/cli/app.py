@@ -11,14 +11,9 @@ import errno
 import io
 import logging
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -27,6 +22,7 @@ import caffetools
 from caffetools.cli.caffe_names import modern
 from caffetools.cli.commands import HELP_FLAGS, Commands, is_answer
 from caffetools.cli.gflags import translate
+from caffetools.cli.interrupts import noted_interrupts
 from caffetools.cli.usage import UsageError, usage_error_text
 from caffetools.errors import CaffeToolsError, Cancelled, user_error_context
 from caffetools.util.threads import limit_openmp
@@ -249,27 +245,3 @@ def take_global_options(arguments: list[str]) -> tuple[list[str], set[str]]:
         else:
             kept.append(argument)
     return kept + arguments[ours:], taken
-
-
-@contextmanager
-def noted_interrupts() -> Iterator[list[int]]:
-    """Yield a list that gets an entry for each SIGINT during the block; it raises KeyboardInterrupt as ever.
-
-    An interrupt while a library is imported leaves the library half loaded, and what follows fails with anything (RecursionError,
-    AttributeError). A handler that somebody else has set stays in place. After an interrupt the process is ending: another one ends it
-    at once, where Python would print the traceback of a last step of the interpreter.
-    """
-    noted: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        noted.append(number)
-        raise KeyboardInterrupt
-
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if ours:
-        signal.signal(signal.SIGINT, note)
-    try:
-        yield noted
-    finally:
-        if ours and signal.getsignal(signal.SIGINT) is note:
-            signal.signal(signal.SIGINT, signal.SIG_DFL if noted else signal.default_int_handler)

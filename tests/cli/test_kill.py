@@ -20,7 +20,7 @@ import pytest
 
 from caffetools.data.databases import open_database
 from caffetools.proto.binary import read_caffemodel
-from tests.children import Child, stopped_when
+from tests.children import Child, run_child, stopped_when
 from tests.infer.colours import write_net
 from tests.project.shapes import TRAIN_VAL, draw_shapes
 
@@ -221,3 +221,15 @@ def test_a_second_interrupt_while_the_process_ends_prints_no_traceback(tmp_path:
     (tmp_path / "net.prototxt").write_text("name: 'a net'\n")
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode in (130, -signal.SIGINT) and done.stderr == "caffetools: interrupted\n"
+
+
+def test_an_interrupt_in_a_destructor_is_an_interrupt(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys\nfrom caffetools.cli.app import main\n"
+        "class Ending:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n"
+        "def work(event, args):\n    if event == 'open' and str(args[0]).endswith('.prototxt'):\n        Ending()\n        while True:\n            pass\n"
+        "sys.addaudithook(work)\nsys.argv = ['caffetools', 'inspect', 'net.prototxt']\nmain()\n"
+    )
+    (tmp_path / "net.prototxt").write_text("name: 'a net'\n")
+    done = run_child(["-c", script], cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (130, "caffetools: interrupted\n")
