@@ -1,4 +1,4 @@
-"""Ctrl-C of a command: always an interrupt, whatever the interpreter was doing when it came."""
+"""Ctrl-C of a command: an interrupt wherever the interpreter is when it comes."""
 
 from __future__ import annotations
 
