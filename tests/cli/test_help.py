@@ -144,5 +144,5 @@ def test_the_list_of_commands_imports_none_of_them() -> None:
         "print('LOADED', sorted(m for m in sys.modules if m.startswith('caffetools.cli.')))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    modules = [f"caffetools.cli.{name}" for name in ("app", "caffe_names", "commands", "gflags", "help", "numbers", "usage")]
+    modules = [f"caffetools.cli.{name}" for name in ("app", "caffe_names", "commands", "gflags", "help", "interrupts", "numbers", "usage")]
     assert done.stdout.rstrip().endswith(f"LOADED {modules}")
