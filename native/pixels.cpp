@@ -24,7 +24,7 @@ int current_variant() { return in_use; }
 using namespace caffetools;
 
 // The version of this interface; the loader refuses others.
-CAFFETOOLS_API int caffetools_pixels_version() { return 1; }
+CAFFETOOLS_API int caffetools_pixels_version() { return 2; }
 
 // Use the best kernel up to `variant` from now on. For tests.
 CAFFETOOLS_API void caffetools_pixels_use(int variant) { in_use = supported_variant(variant); }
@@ -38,10 +38,10 @@ CAFFETOOLS_API int caffetools_pixels_transform(const Transform* transform, const
   for (int64_t i = 0; i < count; ++i) kernel.transform(*transform, crops[i], out + i * row * transform->height, bytes.data(), values.data());
   return 0;
 } catch (const std::bad_alloc&) {
-  return 1;
+  return 2;
 }
 
-// Add `count` pictures of `size` bytes to the sums, in their order.
-CAFFETOOLS_API void caffetools_pixels_sum(const uint8_t* const* pictures, int64_t count, int64_t size, float* sums) {
-  CAFFETOOLS_IN_USE(pixels_kernel).sum(pictures, count, size, sums);
+// Add `count` pictures of `size` bytes to the sums, in their order; `whole`: see pixels.h.
+CAFFETOOLS_API void caffetools_pixels_sum(const uint8_t* const* pictures, int64_t count, int64_t size, float* sums, int64_t whole) {
+  CAFFETOOLS_IN_USE(pixels_kernel).sum(pictures, count, size, sums, whole != 0);
 }

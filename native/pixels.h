@@ -26,8 +26,9 @@ struct Transform {
 struct PixelsKernel {
   // The crop as floats to `out`. `bytes` and `row` are scratch of 2 * channels * width bytes and channels * width floats.
   void (*transform)(const Transform&, const Crop&, float* out, uint8_t* bytes, float* row);
-  // sums[i] += pictures[0][i], then pictures[1][i] and so on, in float32.
-  void (*sum)(const uint8_t* const* pictures, int64_t count, int64_t size, float* sums);
+  // sums[i] += pictures[0][i], then pictures[1][i] and so on, in float32. `whole`: the sums are integers of at most 2^24 before and after, which
+  // float32 holds exactly, so the order does not matter.
+  void (*sum)(const uint8_t* const* pictures, int64_t count, int64_t size, float* sums, bool whole);
 };
 
 extern const PixelsKernel pixels_kernel_baseline;

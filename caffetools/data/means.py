@@ -116,7 +116,7 @@ def _sums_of_pages(source: LmdbFile | ShardedDatabase, report: Callable[[int, in
                 if sums.shape != shape:
                     return None
                 places.append(place)
-            if sums is None or not add_pictures(np.array(places, np.uint64), sums) or not is_current():
+            if sums is None or not add_pictures(np.array(places, np.uint64), sums, count) or not is_current():
                 return None
             count += len(places)
             report(count, len(source))

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from caffetools.util.native_library import library_file, load_library, switched_off
 
-_VERSION = 1
+_VERSION = 2
+# Integers up to this one are exact in float32.
+_WHOLE = 1 << 24
 # A picture, the top and left of its crop, those in the mean, and whether it is flipped.
 Crop = tuple[NDArray[Any], int, int, int, int, int]
 
@@ -84,7 +86,7 @@ class NativeTransform:
         return found
 
 
-def add_pictures(addresses: NDArray[np.uint64], sums: NDArray[np.float32]) -> bool:
+def add_pictures(addresses: NDArray[np.uint64], sums: NDArray[np.float32], added: int | None = None) -> bool:
     """Add pictures to ``sums``, one after the other, in float32.
 
     One thread adds as fast as it can read; a second one gains less than it costs to wake it.
@@ -92,6 +94,8 @@ def add_pictures(addresses: NDArray[np.uint64], sums: NDArray[np.float32]) -> bo
     Args:
         addresses: Where the pictures' bytes lie in memory, ``sums.size`` of each.
         sums: Contiguous.
+        added: Number of pictures of bytes that ``sums`` holds, if nothing else was added to it: as long as no sum needs rounding, they are
+            added as integers, in half the time.
 
     Returns:
         False if the library cannot do it.
@@ -99,7 +103,8 @@ def add_pictures(addresses: NDArray[np.uint64], sums: NDArray[np.float32]) -> bo
     library = pixels_library()
     if library is None:
         return False
-    library.caffetools_pixels_sum(addresses.ctypes.data, len(addresses), sums.size, sums.ctypes.data)
+    whole = added is not None and 255 * (added + len(addresses)) <= _WHOLE
+    library.caffetools_pixels_sum(addresses.ctypes.data, len(addresses), sums.size, sums.ctypes.data, whole)
     return True
 
 
@@ -126,6 +131,6 @@ def _library() -> ctypes.CDLL | None:
         return None
     pointer, whole = ctypes.c_void_p, ctypes.c_int64
     library.caffetools_pixels_transform.argtypes = [pointer, pointer, whole, pointer]
-    library.caffetools_pixels_sum.argtypes = [pointer, whole, whole, pointer]
+    library.caffetools_pixels_sum.argtypes = [pointer, whole, whole, pointer, whole]
     library.caffetools_pixels_sum.restype = None
     return library

@@ -96,6 +96,21 @@ def test_sums_are_taken_in_float32_in_the_order_of_the_pictures() -> None:
     np.testing.assert_array_equal(sums, expected, strict=True)
 
 
+@pytest.mark.usefixtures("variant")
+@pytest.mark.parametrize("size", [70, 3 * 37 * 901])
+def test_sums_that_are_added_as_integers_are_those_of_float32_up_to_its_last_integer(size: int) -> None:
+    pictures = [np.full(size, 255, np.uint8), *np.random.default_rng(2).integers(0, 256, (18, size), dtype=np.uint8)]
+    addresses = addresses_of(pictures)
+    for added in (0, 65_770, 65_774, 65_775, 65_793, 1 << 20):
+        # As if so many white pictures had been added before: 2^24 is between 65,793 and 65,794 of them.
+        expected = np.full(size, 255 * added, np.float32)
+        sums = expected.copy()
+        for picture in pictures:
+            expected += picture
+        assert add_pictures(addresses, sums, added)
+        np.testing.assert_array_equal(sums, expected, strict=True)
+
+
 def write(path: Path, records: list[bytes]) -> Path:
     path.mkdir()
     writer = LmdbWriter(path)
