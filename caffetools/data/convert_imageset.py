@@ -50,7 +50,7 @@ class ImagesetOptions:
         gray: Store one channel.
         shuffle: Shuffle the list; the keys number the shuffled lines.
         backend: ``lmdb`` or ``leveldb``.
-        resize_width: Width in pixels; takes effect with ``resize_height`` only, as in Caffe's tool. 0 keeps the picture's size.
+        resize_width: Width in pixels; takes effect with ``resize_height`` only, as in Caffe's tool. 0 or less keeps the picture's size.
         resize_height: Height in pixels; takes effect with ``resize_width`` only.
         check_size: Require that all pictures have the same number of values, also where their files are stored.
         encoded: Store picture files in place of pixels.
@@ -126,21 +126,21 @@ def convert_imageset(
 
     Raises:
         DataError: The options are not possible, the list cannot be read, no picture can be read, the sizes differ with
-            ``check_size``, or the database exists.
+            ``check_size``, the type of a picture cannot be written, or the database exists.
         RunFailed: The database cannot be written.
         Cancelled: ``cancel`` was set.
     """
     options = options or ImagesetOptions()
     _check_options(options)
-    entries = _read_entries(listing, options)
+    unlabelled: list[bool] = []
+    entries = _read_entries(listing, options, lambda: unlabelled.append(True))
     prefix = os.fspath(root)
     if prefix and Path(prefix).is_dir() and not prefix.endswith(("/", os.sep)):
         prefix += "/"
     result = ImagesetResult(os.fspath(database))
     events(Started(task="dataset", title=f"Writing {len(entries)} pictures to {result.path}"))
-    if bool(options.resize_width) != bool(options.resize_height):
-        side = "resize_width" if options.resize_width else "resize_height"
-        events(Warned(task="dataset", message=f"{side} alone has no effect, as in Caffe's tool: the pictures keep their sizes"))
+    for message in _remarks(options, unlabelled=bool(unlabelled)):
+        events(Warned(task="dataset", message=f"{message}, as in Caffe's tool"))
     status, message = "failed", ""
     try:
         with _new_database(database, options) as writer:
@@ -150,6 +150,8 @@ def convert_imageset(
                 hint = f"the first error: {result.skipped[0]}"
                 if prefix.strip("/") and entries[0][1].startswith("/"):
                     hint += "; the list's paths are absolute, so ROOT must be /"
+                elif prefix and not Path(prefix).is_dir() and not prefix.endswith("/"):
+                    hint += f"; ROOT '{prefix}' is not a folder"
                 raise DataError("no picture of the list can be read", path=listing, hint=hint)
             result.count = writer.count
         events(ArtifactWritten(task="dataset", path=result.path, what=options.backend))
@@ -165,17 +167,28 @@ def convert_imageset(
 def _check_options(options: ImagesetOptions) -> None:
     if options.backend not in _BACKENDS:
         raise DataError(f"the backend '{options.backend}' is unknown; it can be lmdb or leveldb")
-    if min(options.resize_width, options.resize_height) < 0 or max(options.resize_width, options.resize_height) > 65535:
-        raise DataError(f"the size {options.resize_width}x{options.resize_height} is impossible; both sides must be 0 to 65535")
+    if max(options.resize_width, options.resize_height) > 65535:
+        raise DataError(f"the size {options.resize_width}x{options.resize_height} is impossible; both sides must be 65535 or less")
     if options.resume and options.backend != "lmdb":
         raise DataError("only an LMDB can be resumed; leave out --resume or --backend leveldb")
     if options.encode_type:
         encode_image(np.zeros((1, 1, 3), np.uint8), f".{options.encode_type}")
 
 
-def _read_entries(listing: PathLike, options: ImagesetOptions) -> list[Entry]:
+def _remarks(options: ImagesetOptions, *, unlabelled: bool) -> Iterator[str]:
+    """Yield what Caffe's tool does in silence with these options and this list, and its user may not expect."""
+    sides = {"resize_width": options.resize_width, "resize_height": options.resize_height}
+    yield from (f"{name} {value} is taken as 0 (the pictures keep their sizes)" for name, value in sides.items() if value < 0)
+    given = [name for name, value in sides.items() if value > 0]
+    if len(given) == 1 and 0 in sides.values():
+        yield f"{given[0]} alone has no effect (the pictures keep their sizes)"
+    if unlabelled:
+        yield "the list has no labels: the label is the number that a name begins with, else 0"
+
+
+def _read_entries(listing: PathLike, options: ImagesetOptions, on_unlabelled: Callable[[], None]) -> list[Entry]:
     """Return the pictures in the order of the database. Caffe's tool counts empty lines too, as pictures that it cannot read."""
-    entries = [(line - 1, name, label) for line, name, label in labelled_lines(listing)]
+    entries = [(line - 1, name, label) for line, name, label in labelled_lines(listing, on_unlabelled)]
     if not options.shuffle:
         return entries
     order = np.random.default_rng(options.seed).permutation(len(entries))
@@ -263,12 +276,12 @@ def _record_maker(prefix: str, options: ImagesetOptions) -> Callable[[Entry], Ma
                 image = decode_image(data, color=not options.gray, what=path, divisor=divisor, on_truncated=truncated.append)
                 if options.size is not None:
                     image = resize(image, options.size)
-            if kind := _stored_type(name, options):
-                data = _encoded(data, image, path, kind, options)
-                return encoded_to_datum(data, label).SerializeToString(), image.size, truncated
-            return image_to_record(image, label), image.size, truncated
         except DataError as error:
             return error
+        if kind := _stored_type(name, options):
+            data = _encoded(data, image, path, kind, options)
+            return encoded_to_datum(data, label).SerializeToString(), image.size, truncated
+        return image_to_record(image, label), image.size, truncated
 
     return make
 
@@ -283,7 +296,7 @@ def _stored_type(name: str, options: ImagesetOptions) -> str:
 def _encoded(data: bytes, image: Pixels, path: str, kind: str, options: ImagesetOptions) -> bytes:
     """Return the file to store: the source's bytes where its type is asked for and no size is given, else ``image`` encoded."""
     suffix = path[path.rfind(".") + 1 :].lower()
-    if not options.resize_width and not options.resize_height and (suffix == kind or (kind == "jpg" and suffix == "jpeg")):
+    if options.resize_width <= 0 >= options.resize_height and (suffix == kind or (kind == "jpg" and suffix == "jpeg")):
         return data
     try:
         return encode_image(image, f".{kind}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ from caffetools.util.standard_input import open_input
 
 PathLike = str | os.PathLike[str]
 _LABEL = re.compile(r"[+-]?[0-9]+")
+# A label after another separator than a space.
+_OTHER_SEPARATOR = re.compile(r"[,;\t][+-]?[0-9]+$")
 
 
 def read_lists(source: str) -> tuple[list[str], NDArray[np.float32]]:
@@ -47,22 +49,34 @@ def read_list(path: PathLike) -> list[tuple[str, int]]:
     return [(name, label) for _, name, label in labelled_lines(path)]
 
 
-def labelled_lines(path: PathLike) -> Iterator[tuple[int, str, int]]:
+def labelled_lines(path: PathLike, on_unlabelled: Callable[[], None] | None = None) -> Iterator[tuple[int, str, int]]:
     """Yield the lines of a list as convert_imageset reads it: (number of the line, picture, label); the label follows the last space.
 
     Args:
         path: The list. Empty lines are left out.
+        on_unlabelled: Called first for a list of pictures without labels (no line has a space), whose labels are then those of Caffe's
+            tool: the number that a name begins with, else 0. Without it such a list is refused.
 
     Raises:
         DataError: The list is missing or empty, or a line does not end in an integer of 32 bits; names the line.
     """
-    number = 0
+    number, labelled = 0, on_unlabelled is None
+    number_of_first: int | None = None
     for number, line in lines_of(path):
+        if not labelled and on_unlabelled is not None and " " not in line and not _OTHER_SEPARATOR.search(line):
+            if number_of_first is None:
+                _check_kind(path)
+                on_unlabelled()
+                number_of_first = number
+            yield number, line, _atoi(line)
+            continue
+        labelled = True
         name, _, label = line.rpartition(" ")
         if not _LABEL.fullmatch(label):
-            if other := wrong_kind(DataError, path, "a list of pictures (a path and a label on each line)", allowed=(Kind.TEXT,)):
-                raise other
+            _check_kind(path)
             raise DataError(f"{os.fspath(path)}:{number}: '{line}' does not end in a label (a space and an integer)")
+        if number_of_first is not None:
+            raise DataError(f"{os.fspath(path)}:{number}: '{line}' has a label, but line {number_of_first} has none")
         value = int(label)
         if not -(1 << 31) <= value < 1 << 31:
             raise DataError(f"{os.fspath(path)}:{number}: the label {label} does not fit into the 32 bits that a Datum has for it")
@@ -71,6 +85,18 @@ def labelled_lines(path: PathLike) -> Iterator[tuple[int, str, int]]:
         yield number, name, value
     if not number:
         raise DataError(f"{os.fspath(path)}: the list is empty")
+
+
+def _check_kind(path: PathLike) -> None:
+    if other := wrong_kind(DataError, path, "a list of pictures (a path and a label on each line)", allowed=(Kind.TEXT,)):
+        raise other
+
+
+def _atoi(text: str) -> int:
+    """Return what C's atoi gives with 32-bit integers: the number that ``text`` begins with, else 0."""
+    found = _LABEL.match(text)
+    value = max(-(1 << 63), min(int(found[0]) if found else 0, (1 << 63) - 1))
+    return (value + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
 def read_lines(path: PathLike) -> list[tuple[int, str]]:

@@ -120,18 +120,18 @@ def test_the_type_of_a_stored_file_is_what_follows_the_last_dot_of_the_name(tmp_
     for name in ("set.1/a", "b.png", "c."):
         (tmp_path / name).write_bytes(data)
     (tmp_path / "list").write_text("set.1/a 0\nb.png 1\nc. 2\n")
-    for options in (ImagesetOptions(encoded=True), ImagesetOptions(encoded=True, resize_width=9)):
-        result = convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db", replace(options, force=True))
-        found = {key[9:].decode(): parse_datum(value, "ours") for key, value in read(tmp_path / "db")}
-        assert not found["c."].encoded and found["c."].data == bytes(60)
-        if options.resize_width:
-            # One side alone does not resize, yet the files are encoded again. "1/a" is not a type.
-            assert (
-                found["b.png"].encoded and found["b.png"].data != data and len(result.skipped) == 1 and "set.1/a" in str(result.skipped[0])
-            )
-            np.testing.assert_array_equal(_decoded(found["b.png"].data), np.zeros((4, 5, 3), np.uint8))
-        else:
-            assert found["set.1/a"].data == found["b.png"].data == data and not result.skipped
+    result = convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db", ImagesetOptions(encoded=True))
+    found = {key[9:].decode(): parse_datum(value, "ours") for key, value in read(tmp_path / "db")}
+    assert not found["c."].encoded and found["c."].data == bytes(60)
+    assert found["set.1/a"].data == found["b.png"].data == data and not result.skipped
+    # One side alone does not resize, yet the files are encoded again. "1/a" is not a type: Caffe's tool ends there with an exception.
+    with pytest.raises(DataError, match=r"set\.1/a: OpenCV cannot write pictures of type '\.1/a'"):
+        convert_imageset(tmp_path, tmp_path / "list", tmp_path / "again", ImagesetOptions(encoded=True, resize_width=9))
+    (tmp_path / "list").write_text("b.png 1\n")
+    convert_imageset(tmp_path, tmp_path / "list", tmp_path / "again", ImagesetOptions(encoded=True, resize_width=9))
+    datum = parse_datum(read(tmp_path / "again")[0][1], "ours")
+    assert datum.encoded and datum.data != data
+    np.testing.assert_array_equal(_decoded(datum.data), np.zeros((4, 5, 3), np.uint8))
 
 
 def test_an_empty_root_leaves_the_names_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,8 +158,56 @@ def test_one_side_alone_does_not_resize_and_a_warning_says_so(tmp_path: Path) ->
     datum = parse_datum(read(tmp_path / "db")[0][1], "ours")
     assert (datum.height, datum.width) == (4, 5)
     assert [event.message for event in seen if isinstance(event, Warned)] == [
-        "resize_width alone has no effect, as in Caffe's tool: the pictures keep their sizes"
+        "resize_width alone has no effect (the pictures keep their sizes), as in Caffe's tool"
     ]
+
+
+def test_sizes_below_0_are_0_as_in_caffes_tool(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((4, 5, 3), np.uint8))
+    (tmp_path / "list").write_text("a.png 0\n")
+    for number, (width, height) in enumerate([(-1, -1), (-1, 7), (7, -2)]):
+        seen: list[Event] = []
+        options = ImagesetOptions(resize_width=width, resize_height=height)
+        convert_imageset(tmp_path, tmp_path / "list", tmp_path / f"db{number}", options, events=seen.append)
+        datum = parse_datum(read(tmp_path / f"db{number}")[0][1], "ours")
+        assert (datum.height, datum.width) == (4, 5)
+        told = [event.message for event in seen if isinstance(event, Warned)]
+        assert len(told) == (width < 0) + (height < 0) and all("is taken as 0 (the pictures keep their sizes)" in text for text in told)
+    convert_imageset(tmp_path, tmp_path / "list", tmp_path / "file", ImagesetOptions(resize_width=-1, resize_height=-1, encoded=True))
+    assert parse_datum(read(tmp_path / "file")[0][1], "ours").data == (tmp_path / "a.png").read_bytes()
+
+
+def test_pictures_of_a_list_without_labels_get_those_of_caffes_tool(tmp_path: Path) -> None:
+    names = ["a.png", "7.png", "-3x.png", "+12_b.png", "4294967297.png", "99999999999999999999.png"]
+    for name in names:
+        cv2.imwrite(str(tmp_path / name), np.zeros((2, 2, 3), np.uint8))
+    (tmp_path / "list").write_text("\n".join(names))
+    seen: list[Event] = []
+    convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db", events=seen.append)
+    # What atoi makes of each line, which the C library computes with 64 bits and cuts to 32.
+    assert [parse_datum(value, "ours").label for _, value in read(tmp_path / "db")] == [0, 7, -3, 12, 1, -1]
+    assert [event.message for event in seen if isinstance(event, Warned)] == [
+        "the list has no labels: the label is the number that a name begins with, else 0, as in Caffe's tool"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a.png\na.png 1\n", "list:2: 'a.png 1' has a label, but line 1 has none"),
+        ("a.png 1\na.png\n", "list:2: 'a.png' does not end in a label"),
+        ("a.png\nmy a.png\n", "list:2: 'my a.png' does not end in a label"),
+        ("a.png,1\n", "list:1: 'a.png,1' does not end in a label"),
+        ("a.png\t1\n", "does not end in a label"),
+        ("\x89PNG\r\n\x1a\n", "list: .*not a list of pictures|list: .*picture"),
+    ],
+)
+def test_a_list_with_labels_here_and_there_or_of_another_form_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((2, 2, 3), np.uint8))
+    (tmp_path / "list").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=reason):
+        convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db")
+    assert not (tmp_path / "db").exists()
 
 
 def test_check_size_compares_the_pictures_of_stored_files(tmp_path: Path) -> None:
@@ -180,10 +228,12 @@ def test_a_type_that_cannot_be_written_names_the_picture(tmp_path: Path) -> None
     (tmp_path / "b.png").rename(tmp_path / "b.pcx")
     (tmp_path / "list").write_text("a.png 0\nb.pcx 1\n")
     options = ImagesetOptions(encoded=True, resize_width=2, resize_height=2)
-    result = convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db", options)
-    assert [str(error) for error in result.skipped] == [
-        f"{tmp_path}/b.pcx: OpenCV cannot write pictures of type '.pcx'; .png and .jpg are possible; give --encode_type"
-    ]
+    with pytest.raises(DataError) as failure:
+        convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db", options)
+    assert (
+        str(failure.value) == f"{tmp_path}/b.pcx: OpenCV cannot write pictures of type '.pcx'; .png and .jpg are possible; give --encode_type"
+    )
+    assert not (tmp_path / "db").exists()
 
 
 def test_check_size_compares_the_number_of_values(tmp_path: Path) -> None:
@@ -234,6 +284,13 @@ def test_a_list_of_absolute_paths_under_another_root_names_the_root_to_give(tmp_
     with pytest.raises(DataError) as failure:
         convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db")
     assert failure.value.hint is not None and failure.value.hint.endswith("the list's paths are absolute, so ROOT must be /")
+    with pytest.raises(DataError) as failure:
+        convert_imageset("nowhere", tmp_path / "list", tmp_path / "db")
+    assert failure.value.hint is not None and failure.value.hint.endswith("the list's paths are absolute, so ROOT must be /")
+    (tmp_path / "relative").write_text("a.png 1\n")
+    with pytest.raises(DataError) as failure:
+        convert_imageset(tmp_path / "nowhere", tmp_path / "relative", tmp_path / "db")
+    assert failure.value.hint is not None and failure.value.hint.endswith("; ROOT '" + f"{tmp_path}/nowhere' is not a folder")
     for number, root in enumerate(("/", "")):
         assert convert_imageset(root, tmp_path / "list", tmp_path / f"db{number}").count == 1
 
@@ -255,9 +312,8 @@ def test_fast_decoding_is_chosen_by_its_flag_only(tmp_path: Path, gray: bool) ->
     ("options", "reason"),
     [
         ({"backend": "rocksdb"}, "backend 'rocksdb' is unknown"),
-        ({"resize_width": -9}, "size -9x0 is impossible"),
+        ({"resize_width": 65536}, "size 65536x0 is impossible"),
         ({"encode_type": "docx"}, "cannot write pictures of type '.docx'"),
-        ({"resize_width": -1, "resize_height": 5}, "size -1x5 is impossible"),
     ],
 )
 def test_options_that_cannot_be_are_refused_before_anything_is_written(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
