@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +230,8 @@ def test_a_type_that_cannot_be_written_names_the_picture(tmp_path: Path) -> None
     with pytest.raises(DataError) as failure:
         convert_imageset(tmp_path, tmp_path / "list", tmp_path / "db", options)
     assert (
-        str(failure.value) == f"{tmp_path}/b.pcx: OpenCV cannot write pictures of type '.pcx'; .png and .jpg are possible; give --encode_type"
+        str(failure.value)
+        == f"{tmp_path}/b.pcx: OpenCV cannot write pictures of type '.pcx'; .png and .jpg are possible; give --encode_type"
     )
     assert not (tmp_path / "db").exists()
 
