@@ -54,8 +54,8 @@ def labelled_lines(path: PathLike, on_unlabelled: Callable[[], None] | None = No
 
     Args:
         path: The list. Empty lines are left out.
-        on_unlabelled: Called first for a list of pictures without labels (no line has a space), whose labels are then those of Caffe's
-            tool: the number that a name begins with, else 0. Without it such a list is refused.
+        on_unlabelled: Called first for a list of pictures without labels (no line has a space), whose labels are the numbers that their
+            names begin with, else 0, as in Caffe. Without it such a list is refused.
 
     Raises:
         DataError: The list is missing or empty, or a line does not end in an integer of 32 bits; names the line.

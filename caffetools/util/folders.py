@@ -28,7 +28,8 @@ def new_folder(
         path: The folder to create; missing parents are created.
         force: Replace an existing ``path`` once the new folder is complete.
         replaceable: With ``force``, decides whether the existing ``path`` may be replaced.
-        resumable: Keep the hidden folder if the body is interrupted or cancelled (or, with ``resume``, fails), for a later run.
+        resumable: Keep the hidden folder if the body is interrupted or cancelled, or something cannot be written (or, with ``resume``,
+            fails), for a later run.
         resume: Continue in the hidden folder that an interrupted run left, if there is one.
 
     Yields:
@@ -53,10 +54,25 @@ def new_folder(
             _replace(work, target)
         except BaseException as error:
             keep = resumable and (resume or isinstance(error, (KeyboardInterrupt, Cancelled)))
+            if resumable and isinstance(error, (OSError, WriteFailed)) and _holds_something(work):
+                keep = True
+                raise _resumable(error, target, work) from error
             raise
         finally:
             if not keep:
                 remove(work)
+
+
+def _holds_something(folder: Path) -> bool:
+    return any(path.is_file() and path.stat().st_size for path in folder.rglob("*"))
+
+
+def _resumable(error: OSError | WriteFailed, target: Path, work: Path) -> WriteFailed:
+    """Return the error of a folder that cannot be written, with how to go on."""
+    hint = f"nothing was changed there, and what is written so far is in {work}: once there is room, --resume continues"
+    if isinstance(error, WriteFailed):
+        return WriteFailed(error.path or target, error.message, hint=hint)
+    return WriteFailed(target, error.strerror or _reason(error), hint=hint)
 
 
 def remove(path: Path) -> None:

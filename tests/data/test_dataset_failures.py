@@ -247,11 +247,21 @@ except RunFailed as error:
 
 
 @pytest.mark.parametrize(("limit", "file"), [(1 << 17, "/train_lmdb"), (40_000, "/train_lmdb"), (0, "")])
-def test_a_full_disk_ends_in_one_clear_error(pictures: Path, tmp_path: Path, limit: int, file: str) -> None:
-    done = run_child(["-c", FULL_DISK, pictures, tmp_path / "out", limit])
+def test_a_full_disk_ends_in_one_clear_error_and_the_build_is_resumed(pictures: Path, tmp_path: Path, limit: int, file: str) -> None:
+    out = tmp_path / "out"
+    done = run_child(["-c", FULL_DISK, pictures, out, limit])
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"cannot write {tmp_path / 'out'}{file}") and done.stdout.count("\n") == 1
-    assert done.stderr == "" and names(tmp_path) == ["pictures"]
+    assert done.stdout.startswith(f"cannot write {out}{file}") and done.stdout.count("\n") == 1 and done.stderr == ""
+    kept = [".out.part"] if limit else []
+    assert names(tmp_path) == [*kept, "pictures"]
+    assert done.stdout.endswith(f"what is written so far is in {tmp_path}/.out.part: once there is room, --resume continues\n") == bool(
+        kept
+    )
+    build_dataset(pictures, out, size=64, resume=True)
+    build_dataset(pictures, tmp_path / "plain", size=64)
+    assert names(tmp_path) == ["out", "pictures", "plain"]
+    assert [row[0] for row in rows(out / "train_lmdb")] == [row[0] for row in rows(tmp_path / "plain" / "train_lmdb")]
+    assert (out / "mean.binaryproto").read_bytes() == (tmp_path / "plain" / "mean.binaryproto").read_bytes()
 
 
 def test_a_place_that_cannot_be_written_is_a_clear_error(pictures: Path, tmp_path: Path) -> None:

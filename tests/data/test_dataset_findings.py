@@ -116,13 +116,17 @@ def test_dropping_keeps_the_validation_picture_of_a_leak_and_none_of_a_clash(lea
     card = build_dataset(leaking, tmp_path / "out", size=32, drop_duplicates=True)
     assert {skipped.path: skipped.reason for skipped in card.skipped} == {
         "train/a/p 1.png": "it is equal to 'val/a/leak.png'",
-        "train/a/p 2.png": "it is equal to 'train/b/clash.png', which has another label",
+        "train/a/p 2.png": "it is equal to 'train/b/clash.png'; their labels differ",
         "train/b/clash.png": "it is equal to 'train/a/p 2.png'; their labels differ",
     }
     assert (card.train_counts, card.val_counts) == ([2, 6], [3, 2])
     assert [group["kind"] for group in card.duplicates] == ["similar"]
     card = build_dataset(leaking, tmp_path / "out", size=32, drop_similar=True, force=True)
     assert len(card.skipped) == 4 and card.train_counts == [2, 5] and card.duplicates == []
+    shutil.copy(leaking / "train" / "b" / "clash.png", leaking / "train" / "b" / "again.png")
+    reasons = {skipped.path: skipped.reason for skipped in build_dataset(leaking, tmp_path / "more", size=32, drop_duplicates=True).skipped}
+    assert reasons["train/a/p 2.png"] == "it is equal to 'train/b/again.png' and others; their labels differ"
+    assert reasons["train/b/clash.png"] == "it is equal to 'train/a/p 2.png' and others; their labels differ"
 
 
 def test_unbalanced_classes_are_reported(tmp_path: Path) -> None:

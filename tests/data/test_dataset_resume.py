@@ -80,6 +80,16 @@ def test_a_killed_build_is_continued_and_the_old_dataset_is_whole_until_then(man
     assert one.keys() == other.keys() and names(tmp_path) == ["few", "many", "out", "plain"]
 
 
+def test_a_build_that_is_killed_at_its_mean_reads_no_picture_again(pictures: Path, tmp_path: Path) -> None:
+    build_dataset(pictures, tmp_path / "plain", size=8, val=0.1)
+    total = 2 * 14 + 4
+    assert kill_at(pictures, tmp_path / "out", total) == total
+    for path in pictures.rglob("*.png"):
+        path.write_bytes(b"spoiled")
+    build_dataset(pictures, tmp_path / "out", size=8, val=0.1, force=True, resume=True)
+    assert content(tmp_path / "out") == content(tmp_path / "plain")
+
+
 @pytest.mark.parametrize("change", ["seed", "pictures"])
 def test_another_build_is_not_continued(pictures: Path, tmp_path: Path, change: str) -> None:
     kill_at(pictures, tmp_path / "out", 9)

@@ -233,10 +233,12 @@ class _Builder:
         card = self._card(kept, written)
         card.notes = small + card.notes
         remove(self._work / _UNPACKED)
-        for name in (_STATE, JOURNALS):
-            remove(self._work / name)
         before = self._steps
-        finish_dataset(self._work, card, written.parts, lambda done, _: self._progress(before + done, self._total))
+        # The state and the journals are kept until all is there: a build that is killed at its mean needs no picture again.
+        hidden = JOURNALS, _STATE
+        finish_dataset(self._work, card, written.parts, lambda done, _: self._progress(before + done, self._total), hidden=hidden)
+        for name in hidden:
+            remove(self._work / name)
         return card
 
     def _restore(self) -> bool:

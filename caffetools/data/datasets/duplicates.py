@@ -94,9 +94,10 @@ def superfluous(duplicates: Iterable[Duplicates]) -> dict[str, str]:
         what = "it is equal to" if group.kind == "same" else "it is nearly equal to"
         first, *others = group.paths
         if len(group.labels) > 1:
-            found.setdefault(first, f"{what} '{others[0]}', which has another label")
+            more = " and others" if len(others) > 1 else ""
+            found.setdefault(first, f"{what} '{others[0]}'{more}; their labels differ")
             for path in others:
-                found.setdefault(path, f"{what} '{first}'; their labels differ")
+                found.setdefault(path, f"{what} '{first}'{more}; their labels differ")
             continue
         for path in others:
             found.setdefault(path, f"{what} '{first}'")

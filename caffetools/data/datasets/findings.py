@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -80,11 +80,11 @@ def write_sample_sheet(path: Path, database: Path, labels: NDArray[np.int32], cl
     write_sheet(path, rows)
 
 
-def file_checksums(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return for each file in ``folder`` and below its size in bytes and its SHA-256; names are relative, with ``/``."""
+def file_checksums(folder: Path, hidden: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """Return for each file in ``folder`` and below, but ``hidden``, its size in bytes and its SHA-256; names are relative, with ``/``."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path.relative_to(folder).parts[0] not in hidden:
             found[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     return found
 

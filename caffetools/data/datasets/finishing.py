@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -33,7 +33,9 @@ def class_counts(pictures: Iterable[Picture], classes: Sequence[str]) -> list[in
     return counts
 
 
-def finish_dataset(work: Path, card: DatasetCard, parts: Parts, progress: Progress, *, keep_mean: bool = False) -> None:
+def finish_dataset(
+    work: Path, card: DatasetCard, parts: Parts, progress: Progress, *, keep_mean: bool = False, hidden: Collection[str] = ()
+) -> None:
     """Write all files but the databases into ``work``, and complete ``card``.
 
     Args:
@@ -42,12 +44,13 @@ def finish_dataset(work: Path, card: DatasetCard, parts: Parts, progress: Progre
         parts: ``train``, ``val`` and ``test`` → the pictures in the order of their records.
         progress: Called with (training pictures in the mean, training pictures).
         keep_mean: Leave mean.binaryproto and the card's mean values as they are.
+        hidden: Names in ``work`` that are not of the dataset.
     """
     _write_texts(work, card, parts)
     if not keep_mean:
         _write_mean(work, card, progress)
     write_sample_sheet(work / "samples.png", work / "train_lmdb", Pictures.of(parts["train"]).labels, card.classes)
-    card.files = file_checksums(work)
+    card.files = file_checksums(work, hidden)
     save_card(card, work)
 
 
