@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from caffetools.errors import NetError, did_you_mean
 from caffetools.layers.registry import layer_class
@@ -26,36 +27,68 @@ def name_loss_tops(param: NetParameter) -> None:
 
 
 def check_blob_graph(layers: Iterable[LayerParameter], whole: NetParameter | None = None) -> None:
-    """Check that every bottom is a top of a layer before it.
+    """Check that every bottom is a top of a layer before it, and that Caffe builds the layers that work in place.
 
     Args:
         layers: The layers of one phase, in order.
         whole: The net that they are one phase of, to name what only the other phase produces.
 
     Raises:
-        NetError: A bottom is unknown, or is produced only further down (a cycle); a top is produced twice.
+        NetError: A bottom is unknown, or is produced only further down (a cycle); a top is produced twice, or is written over after
+            another layer has read it.
     """
     layers = list(layers)
     produced: dict[str, str] = {}
+    readers: dict[str, str] = {}
     for layer in layers:
         for bottom in layer.bottom:
-            if bottom in produced:
-                continue
-            producers = {top: other.name for other in layers for top in other.top}
-            if bottom in layer.top or bottom not in producers:
-                other = next((known for known in whole.layer if bottom in known.top and known.name != layer.name), None) if whole else None
-                if other is not None and bottom not in producers:
-                    raise NetError(
-                        f"its bottom '{bottom}' is made in another phase or stage only, by layer '{other.name}'", layer=layer.name
-                    )
-                raise NetError(f"its bottom '{bottom}' is made by no layer before it{did_you_mean(bottom, produced)}", layer=layer.name)
-            raise NetError(
-                f"its bottom '{bottom}' is produced only later, by layer '{producers[bottom]}': list the layers in the order in which they run, without a cycle",
-                layer=layer.name,
-            )
-        for top in layer.top:
-            if top in produced and top not in layer.bottom:
+            if bottom not in produced:
+                raise _unknown_bottom(layer, bottom, layers, produced, whole)
+        own = Counter(layer.top)
+        for place, top in enumerate(layer.top):
+            if own[top] > 1 or (top in produced and top not in layer.bottom):
                 raise NetError(
-                    f"its top '{top}' is already made by layer '{produced[top]}', and it does not work in place", layer=layer.name
+                    f"its top '{top}' is already made by layer '{produced.get(top, layer.name)}', and it does not work in place",
+                    layer=layer.name,
                 )
+            if top in produced:
+                _check_in_place(layer, place, readers)
+        for bottom in layer.bottom:
+            readers[bottom] = f"layer '{layer.name}' reads"
+        for place, top in enumerate(layer.top):
             produced[top] = layer.name
+            readers.pop(top, None)
+            if any(layer.loss_weight[place : place + 1]):
+                readers[top] = f"the loss weight of layer '{layer.name}' reads"
+
+
+def _check_in_place(layer: LayerParameter, place: int, readers: Mapping[str, str]) -> None:
+    """Refuse what Caffe refuses, which gives the readers of a blob copies by a Split: a layer that reads one of these writes no blob in place."""
+    top = layer.top[place]
+    if top in readers:
+        raise NetError(
+            f"it writes its top '{top}' in place, which {readers[top]} before; Caffe refuses that (the top is \"produced by multiple sources\"): "
+            "give it a top of its own",
+            layer=layer.name,
+        )
+    if list(layer.bottom).count(top) > 1 or list(layer.bottom[place : place + 1]) != [top]:
+        raise NetError(
+            f"its top '{top}' is its bottom too, in another place or twice, and Caffe refuses that (the top is \"produced by multiple sources\"): "
+            "give it a top of its own",
+            layer=layer.name,
+        )
+
+
+def _unknown_bottom(
+    layer: LayerParameter, bottom: str, layers: Sequence[LayerParameter], produced: Mapping[str, str], whole: NetParameter | None
+) -> NetError:
+    producers = {top: other.name for other in layers for top in other.top}
+    if bottom not in layer.top and bottom in producers:
+        return NetError(
+            f"its bottom '{bottom}' is produced only later, by layer '{producers[bottom]}': list the layers in the order in which they run, without a cycle",
+            layer=layer.name,
+        )
+    other = next((known for known in whole.layer if bottom in known.top and known.name != layer.name), None) if whole else None
+    if other is not None and bottom not in producers:
+        return NetError(f"its bottom '{bottom}' is made in another phase or stage only, by layer '{other.name}'", layer=layer.name)
+    return NetError(f"its bottom '{bottom}' is made by no layer before it{did_you_mean(bottom, produced)}", layer=layer.name)

@@ -78,14 +78,47 @@ def test_an_error_in_a_file_names_its_line(tmp_path: Path) -> None:
         Net.from_file(path)
 
 
-def test_an_in_place_layer_changes_its_blob_for_the_layers_after_it_only() -> None:
-    net = net_of(data() + conv("c", "data") + relu("copy", "c", "before") + relu("r", "c"))
-    weights = torch.linspace(-1, 1, net.layer("c").blobs[0].numel()).reshape(net.layer("c").blobs[0].shape)
-    with torch.no_grad():
-        net.layer("c").blobs[0].copy_(weights)
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (
+            relu("first", "c", "y") + relu("r", "c"),
+            "layer 'r': it writes its top 'c' in place, which layer 'first' reads before; Caffe refuses",
+        ),
+        (
+            relu("r", "c") + relu("first", "c", "y") + relu("q", "c"),
+            "layer 'q': it writes its top 'c' in place, which layer 'first' reads before",
+        ),
+        (
+            relu("a", "c", "y").replace("top:", "loss_weight: 1 top:") + relu("r", "y"),
+            "layer 'r': .*'y' in place, which the loss weight of layer 'a'",
+        ),
+        (
+            relu("r", "c").replace("ReLU", "Eltwise").replace("bottom:", 'bottom: "data" bottom:'),
+            "its top 'c' is its bottom too, in another place",
+        ),
+        (
+            relu("r", "c").replace("ReLU", "Split").replace("top:", 'top: "y" top: "y" top:'),
+            "layer 'r': its top 'y' is already made by layer 'r'",
+        ),
+    ],
+)
+def test_a_layer_in_place_that_caffe_calls_a_second_source_is_refused(layers: str, message: str) -> None:
+    """net.cpp and insert_splits.cpp: the readers of a blob get copies, so that the layer in place reads another name than it writes."""
+    with pytest.raises(NetError, match=message):
+        net_of(data() + conv("c", "data") + layers)
+
+
+def test_layers_after_one_in_place_read_what_it_left() -> None:
+    net = net_of(
+        data()
+        + conv("c", "data")
+        + relu("r", "c").replace("top:", "loss_weight: 1 top:")
+        + relu("copy", "c", "after")
+        + relu("s", "c", "z")
+    )
     blobs = net({"data": torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))})
-    assert torch.equal(blobs["c"], blobs["before"])
-    assert not net.layer("r").inplace_ok  # `copy` still needs the old values
+    assert torch.equal(blobs["after"], blobs["z"])
 
 
 def test_overwriting_in_place_gives_the_gradient_of_not_overwriting() -> None:

@@ -176,5 +176,5 @@ def test_products_in_place_run_where_the_overwritten_blob_is_read_in_time() -> N
     prod = 'type: "Eltwise" bottom: "b" {}eltwise_param {{ operation: PROD }}'
     assert _net(IN_PLACE.format(prod.format(""))).layers[1].tops == ["x"]
     third = IN_PLACE.replace('bottom: "x" ', "").format(prod.format('bottom: "b" bottom: "x" '))
-    with pytest.raises(NetError, match="overwrites"):
+    with pytest.raises(NetError, match="its top 'x' is its bottom too, in another place or twice, and Caffe refuses that"):
         _net(third)
