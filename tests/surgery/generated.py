@@ -54,7 +54,9 @@ class Builder:
         return str(layer.top[0])
 
     def in_place(self, kind: str, **fields: Any) -> None:
-        allowed = kind != "AbsVal"  # Caffe refuses it in place
+        # Caffe refuses AbsVal in place, and any layer in place where another one reads the blob before it.
+        readers = [layer for layer in self.net.layer if self.blob in layer.bottom and self.blob not in layer.top]
+        allowed = kind != "AbsVal" and not readers
         self.add(kind, [self.blob], top=self.blob if self.chance() and allowed else "", **fields)
 
     def step(self) -> None:
