@@ -210,7 +210,7 @@ def _write(
     changes = [(change.layer, change.what, change.before, change.after) for change in made.retargeted.changes]
     print_table(("Layer", "What", "Was", "Is"), changes)
     if comparison is not None:
-        _show_weights(comparison)
+        _show_weights(comparison, grown=grown is not None)
     if grown is not None:
         known = sum(row is not None for row in grown.row_map)
         console.print(f"{known} of the {len(grown.new)} classes are known and keep what was learned of them.", markup=False)
@@ -405,9 +405,13 @@ def _only_net_here() -> Path:
     )
 
 
-def _show_weights(comparison: Comparison) -> None:
+def _show_weights(comparison: Comparison, *, grown: bool) -> None:
     loaded, fresh = comparison.named("fits") + comparison.named("unchecked"), comparison.named("fresh")
     taken = "1 layer takes its weights" if len(loaded) == 1 else f"{len(loaded)} layers take their weights"
+    if grown:
+        verb = "takes" if len(fresh) == 1 else "take"
+        console.print(f"{taken} from the file; {', '.join(fresh)} {verb} those of the classes in it.", markup=False)
+        return
     verb = "is" if len(fresh) == 1 else "are"
     console.print(f"{taken} from the file; {len(fresh)} {verb} reinitialized: {', '.join(fresh)}", markup=False)
     if comparison.unused:

@@ -169,6 +169,7 @@ def test_known_classes_keep_their_rows(tmp_path: Path, tiny: Path) -> None:
     options = ["-o", tmp_path / "run", "--weights", weights, "--grow-from", tmp_path / "old.txt", "--labels", tmp_path / "new.txt"]
     code, out, _ = run("retarget", tiny, *options)
     assert code == 0 and "2 of the 3 classes are known and keep what was learned of them." in out
+    assert "fc_3 takes those of the classes in it." in out and "reinitialized" not in out
     old, new = (read_caffemodel(path).blobs for path in (weights, tmp_path / "run" / "weights.caffemodel"))
     assert (new["fc_3"][0][[0, 2]] == old["fc"][0][[4, 9]]).all()
     for wrong, message in (
