@@ -250,7 +250,7 @@ class DDP:
     def connected(self) -> Iterator[None]:
         """Raise :class:`PeerLost` for a broken connection.
 
-        gloo's errors have no type of their own. What tells them from an error of this process alone is what is known of the others:
+        gloo's errors have no type of their own. An error of this process alone differs from them in what is known of the others:
         then all of them run, none has reported a failure, and none has waited for this one until its limit.
         """
         try:
