@@ -10,6 +10,8 @@ import onnx
 from numpy.typing import NDArray
 
 from caffetools.layers.base import Shape
+from caffetools.layers.concat import Silence
+from caffetools.layers.inputs import Input
 from caffetools.onnx.import_graph import ImportGraph, Node
 from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import LayerParameter, NetParameter
@@ -76,7 +78,7 @@ class NetWriter:
 
     def add_input(self, value: str, shape: Shape) -> None:
         """Add an Input layer."""
-        layer = self.net.layer.add(name=self._unique(clean_name(value)), type="Input")
+        layer = self.net.layer.add(name=self._unique(clean_name(value)), type=Input.TYPE)
         blob = clean_name(value)
         layer.top.append(blob)
         layer.input_param.shape.add(dim=shape)
@@ -169,7 +171,7 @@ class NetWriter:
     def silence(self, node: Node, blobs: Sequence[str]) -> None:
         """Mark blobs as unused, so that they are no outputs of the net."""
         if blobs:
-            self.net.layer.add(name=self._unique(f"{clean_name(node.name)}/silence"), type="Silence", bottom=list(blobs))
+            self.net.layer.add(name=self._unique(f"{clean_name(node.name)}/silence"), type=Silence.TYPE, bottom=list(blobs))
 
     def result(self) -> Caffemodel:
         """Return the net with its weights."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from caffetools.errors import CaffeToolsError
 from caffetools.layers.base import Shape
+from caffetools.layers.concat import Split
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights
 from caffetools.onnx import import_ops
@@ -142,7 +143,7 @@ def _finish(writer: NetWriter) -> dict[str, str]:
         blob, wanted = writer.blob(end, value), clean_name(value)
         if blob in read or blob in outputs.values() or blob in given:
             name = writer.free_blob(wanted)
-            writer.net.layer.add(name=f"{name}_split", type="Split", bottom=[blob], top=[name])
+            writer.net.layer.add(name=f"{name}_split", type=Split.TYPE, bottom=[blob], top=[name])
             blob = name
         outputs[value] = blob
     used = {blob for layer in writer.net.layer for blob in layer.bottom}

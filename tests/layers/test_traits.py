@@ -168,6 +168,17 @@ def type_literals(node: ast.AST) -> list[ast.Constant]:
     return [n for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str) and n.value in TYPES]
 
 
+def test_the_layers_of_an_imported_onnx_model_are_named_by_their_classes() -> None:
+    found = []
+    for path in sorted((PACKAGE / "onnx").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                written = [node.args[1]] if ast.unparse(node.func).endswith(".layer") and len(node.args) > 1 else []
+                written += [keyword.value for keyword in node.keywords if keyword.arg == "type"]
+                found += [f"{path.name}:{literal.lineno}: {literal.value!r}" for place in written for literal in type_literals(place)]
+    assert not found, "take the class's TYPE:\n" + "\n".join(found)
+
+
 def test_a_table_of_types_or_a_comparison_with_one_is_seen() -> None:
     for text in ('x = {"ReLU", "Pooling"}', 'layer.type == "ReLU"', 'f(type="Input")', 'layer.type = "Data"', 'a in ("ReLU",)'):
         assert named_types(ast.parse(text)), text

@@ -6,17 +6,27 @@ import math
 
 import numpy as np
 
+from caffetools.layers.activation import BNLL, ELU, AbsVal, Clip, PReLU, ReLU, Sigmoid, Swish, TanH, Threshold
+from caffetools.layers.base import Layer
+from caffetools.layers.eltwise import Eltwise
+from caffetools.layers.fork_activation import HSigmoid, HSwish, ReLU6
+from caffetools.layers.power import Exp, Log, Power
+from caffetools.layers.reshape import Flatten, Reshape
+from caffetools.layers.scale import Scale
+from caffetools.layers.softmax import Softmax
 from caffetools.onnx.import_graph import Node
 from caffetools.onnx.import_net import NetWriter, importer
 
-_PLAIN = {"Relu": "ReLU", "Sigmoid": "Sigmoid", "Tanh": "TanH", "Abs": "AbsVal", "Softplus": "BNLL", "Exp": "Exp", "Log": "Log"}
+_PLAIN: dict[str, type[Layer]] = {
+    "Relu": ReLU, "Sigmoid": Sigmoid, "Tanh": TanH, "Abs": AbsVal, "Softplus": BNLL, "Exp": Exp, "Log": Log,
+}  # fmt: skip
 _SAME = ("Identity", "Dropout", "Cast")
 
 
 @importer(*_PLAIN)
 def plain(writer: NetWriter, node: Node) -> None:
     """Add a layer without settings."""
-    writer.layer(node, _PLAIN[node.op], [writer.blob(node, node.inputs[0])])
+    writer.layer(node, _PLAIN[node.op].TYPE, [writer.blob(node, node.inputs[0])])
 
 
 @importer(*_SAME)
@@ -32,14 +42,14 @@ def same(writer: NetWriter, node: Node) -> None:
 @importer("LeakyRelu")
 def leaky_relu(writer: NetWriter, node: Node) -> None:
     """ReLU with a slope."""
-    layer = writer.layer(node, "ReLU", [writer.blob(node, node.inputs[0])])
+    layer = writer.layer(node, ReLU.TYPE, [writer.blob(node, node.inputs[0])])
     layer.relu_param.negative_slope = float(node.attributes.get("alpha", 0.01))
 
 
 @importer("Elu")
 def elu(writer: NetWriter, node: Node) -> None:
     """ELU."""
-    writer.layer(node, "ELU", [writer.blob(node, node.inputs[0])]).elu_param.alpha = float(node.attributes.get("alpha", 1.0))
+    writer.layer(node, ELU.TYPE, [writer.blob(node, node.inputs[0])]).elu_param.alpha = float(node.attributes.get("alpha", 1.0))
 
 
 @importer("PRelu")
@@ -51,16 +61,16 @@ def prelu(writer: NetWriter, node: Node) -> None:
     if not shared and slope.size > 1 and slope.size != channels:
         # x = max(x, 0) - max(-x, 0), and the slopes of places are a constant factor of the second.
         blob = writer.blob(node, node.inputs[0])
-        above = str(writer.layer(node, "ReLU", [blob], last=False, hint="above").top[0])
-        below = writer.layer(node, "ReLU", [power(writer, node, blob, scale=-1, last=False)], last=False, hint="below").top[0]
+        above = str(writer.layer(node, ReLU.TYPE, [blob], last=False, hint="above").top[0])
+        below = writer.layer(node, ReLU.TYPE, [power(writer, node, blob, scale=-1, last=False)], last=False, hint="below").top[0]
         full = np.broadcast_to(slope, shape[1:]) if slope.ndim < len(shape) else np.broadcast_to(slope, (1, *shape[1:]))[0]
-        scaled = writer.layer(node, "Scale", [below], last=False, hint="slopes", weights=[full])
+        scaled = writer.layer(node, Scale.TYPE, [below], last=False, hint="slopes", weights=[full])
         scaled.scale_param.num_axes = full.ndim
         _difference(writer, node, above, scaled.top[0], [1, -1], last=True)
         return
     if not shared and (slope.size != channels or slope.ndim > len(shape) or slope.shape[0 if slope.ndim == len(shape) - 1 else -1] == 0):
         raise node.error("its slope must be one number, or one for each channel")
-    layer = writer.layer(node, "PReLU", [writer.blob(node, node.inputs[0])], weights=[slope.reshape(() if shared else (channels,))])
+    layer = writer.layer(node, PReLU.TYPE, [writer.blob(node, node.inputs[0])], weights=[slope.reshape(() if shared else (channels,))])
     if shared:
         layer.prelu_param.channel_shared = True
 
@@ -88,9 +98,9 @@ def add_clip(writer: NetWriter, node: Node, blob: str, low: float | None, high: 
         writer.set_blob(node.outputs[0], blob)
         return blob
     if writer.target == "any" and (low, high) == (0.0, 6.0):
-        return str(writer.layer(node, "ReLU6", [blob], last=last).top[0])
+        return str(writer.layer(node, ReLU6.TYPE, [blob], last=last).top[0])
     if writer.target == "any" and low is not None and high is not None:
-        layer = writer.layer(node, "Clip", [blob], last=last)
+        layer = writer.layer(node, Clip.TYPE, [blob], last=last)
         layer.clip_param.min, layer.clip_param.max = low, high
         return str(layer.top[0])
     if low is not None:
@@ -98,7 +108,7 @@ def add_clip(writer: NetWriter, node: Node, blob: str, low: float | None, high: 
     if high is not None:
         # min(x, h) = x − max(x − h, 0): exact for every x below h, where h − max(h − x, 0) would round.
         over = power(writer, node, blob, shift=-high, last=False) if high else blob
-        over = str(writer.layer(node, "ReLU", [over], last=False, hint="over").top[0])
+        over = str(writer.layer(node, ReLU.TYPE, [over], last=False, hint="over").top[0])
         blob = _difference(writer, node, blob, over, [1, -1], last=last)
     return blob
 
@@ -106,14 +116,14 @@ def add_clip(writer: NetWriter, node: Node, blob: str, low: float | None, high: 
 def _above(writer: NetWriter, node: Node, blob: str, low: float, *, last: bool) -> str:
     """max(x, l): a ReLU, or x + max(l − x, 0)."""
     if not low:
-        return str(writer.layer(node, "ReLU", [blob], last=last, hint="" if last else "relu").top[0])
+        return str(writer.layer(node, ReLU.TYPE, [blob], last=last, hint="" if last else "relu").top[0])
     under = power(writer, node, blob, scale=-1, shift=low, last=False)
-    under = str(writer.layer(node, "ReLU", [under], last=False, hint="under").top[0])
+    under = str(writer.layer(node, ReLU.TYPE, [under], last=False, hint="under").top[0])
     return _difference(writer, node, blob, under, [1, 1], last=last)
 
 
 def _difference(writer: NetWriter, node: Node, first: str, second: str, coefficients: list[int], *, last: bool) -> str:
-    layer = writer.layer(node, "Eltwise", [first, second], last=last, hint="" if last else "sum")
+    layer = writer.layer(node, Eltwise.TYPE, [first, second], last=last, hint="" if last else "sum")
     if coefficients != [1, 1]:
         layer.eltwise_param.coeff.extend(coefficients)
     return str(layer.top[0])
@@ -121,7 +131,7 @@ def _difference(writer: NetWriter, node: Node, first: str, second: str, coeffici
 
 def power(writer: NetWriter, node: Node, blob: str, *, scale: float = 1, shift: float = 0, power: float = 1, last: bool = True) -> str:
     """Add (shift + scale · x)^power; gives the blob."""
-    layer = writer.layer(node, "Power", [blob], last=last, hint="" if last else "power")
+    layer = writer.layer(node, Power.TYPE, [blob], last=last, hint="" if last else "power")
     for name, value, default in (("power", power, 1), ("scale", scale, 1), ("shift", shift, 0)):
         if value != default:
             setattr(layer.power_param, name, value)
@@ -130,7 +140,7 @@ def power(writer: NetWriter, node: Node, blob: str, *, scale: float = 1, shift: 
 
 def product(writer: NetWriter, node: Node, bottoms: list[str], *, last: bool = True) -> str:
     """Add the product of equally shaped blobs; gives the blob."""
-    layer = writer.layer(node, "Eltwise", bottoms, last=last, hint="" if last else "product")
+    layer = writer.layer(node, Eltwise.TYPE, bottoms, last=last, hint="" if last else "product")
     layer.eltwise_param.operation = layer.eltwise_param.PROD
     return str(layer.top[0])
 
@@ -145,7 +155,7 @@ def add_hard_sigmoid(writer: NetWriter, node: Node, blob: str, *, last: bool = T
     """Add a HardSigmoid with the node's alpha and beta; gives the blob."""
     alpha, beta = float(node.attributes.get("alpha", 0.2)), float(node.attributes.get("beta", 0.5))
     if writer.target == "any" and math.isclose(alpha, 1 / 6, rel_tol=1e-6) and beta == 0.5:
-        return str(writer.layer(node, "HSigmoid", [blob], last=last, hint="" if last else "gate").top[0])
+        return str(writer.layer(node, HSigmoid.TYPE, [blob], last=last, hint="" if last else "gate").top[0])
     return add_clip(writer, node, power(writer, node, blob, scale=alpha, shift=beta, last=False), 0.0, 1.0, last=last)
 
 
@@ -154,7 +164,7 @@ def hard_swish(writer: NetWriter, node: Node) -> None:
     """x · min(max(0, x + 3), 6) / 6."""
     blob = writer.blob(node, node.inputs[0])
     if writer.target == "any":
-        writer.layer(node, "HSwish", [blob])
+        writer.layer(node, HSwish.TYPE, [blob])
         return
     node.attributes |= {"alpha": 1 / 6, "beta": 0.5}
     product(writer, node, [blob, add_hard_sigmoid(writer, node, blob, last=False)])
@@ -165,12 +175,12 @@ def swish(writer: NetWriter, node: Node) -> None:
     """x · sigmoid(alpha · x): ONNX's own from opset 24, and a pattern before."""
     blob, alpha = writer.blob(node, node.inputs[0]), float(node.attributes.get("alpha", 1.0))
     if writer.target == "any":
-        layer = writer.layer(node, "Swish", [blob])
+        layer = writer.layer(node, Swish.TYPE, [blob])
         if alpha != 1:
             layer.swish_param.beta = alpha
         return
     scaled = power(writer, node, blob, scale=alpha, last=False) if alpha != 1 else blob
-    gate = writer.layer(node, "Sigmoid", [scaled], last=False, hint="gate").top[0]
+    gate = writer.layer(node, Sigmoid.TYPE, [scaled], last=False, hint="gate").top[0]
     product(writer, node, [blob, gate])
 
 
@@ -178,14 +188,14 @@ def swish(writer: NetWriter, node: Node) -> None:
 def mish(writer: NetWriter, node: Node) -> None:
     """x · tanh(log(1 + exp(x)))."""
     blob = writer.blob(node, node.inputs[0])
-    soft = writer.layer(node, "BNLL", [blob], last=False, hint="soft").top[0]
-    product(writer, node, [blob, writer.layer(node, "TanH", [soft], last=False, hint="gate").top[0]])
+    soft = writer.layer(node, BNLL.TYPE, [blob], last=False, hint="soft").top[0]
+    product(writer, node, [blob, writer.layer(node, TanH.TYPE, [soft], last=False, hint="gate").top[0]])
 
 
 @importer("Selu")
 def selu(writer: NetWriter, node: Node) -> None:
     """gamma times an ELU."""
-    layer = writer.layer(node, "ELU", [writer.blob(node, node.inputs[0])], last=False, hint="elu")
+    layer = writer.layer(node, ELU.TYPE, [writer.blob(node, node.inputs[0])], last=False, hint="elu")
     layer.elu_param.alpha = float(node.attributes.get("alpha", 1.6732632423543772))
     power(writer, node, layer.top[0], scale=float(node.attributes.get("gamma", 1.0507009873554805)))
 
@@ -195,14 +205,14 @@ def celu(writer: NetWriter, node: Node) -> None:
     """alpha times an ELU of x / alpha."""
     alpha = float(node.attributes.get("alpha", 1.0))
     scaled = power(writer, node, writer.blob(node, node.inputs[0]), scale=1 / alpha, last=False)
-    power(writer, node, writer.layer(node, "ELU", [scaled], last=False, hint="elu").top[0], scale=alpha)
+    power(writer, node, writer.layer(node, ELU.TYPE, [scaled], last=False, hint="elu").top[0], scale=alpha)
 
 
 @importer("ThresholdedRelu")
 def thresholded_relu(writer: NetWriter, node: Node) -> None:
     """x where it is above alpha, else 0."""
     blob = writer.blob(node, node.inputs[0])
-    gate = writer.layer(node, "Threshold", [blob], last=False, hint="gate")
+    gate = writer.layer(node, Threshold.TYPE, [blob], last=False, hint="gate")
     gate.threshold_param.threshold = float(node.attributes.get("alpha", 1.0))
     product(writer, node, [blob, gate.top[0]])
 
@@ -211,7 +221,7 @@ def thresholded_relu(writer: NetWriter, node: Node) -> None:
 def softsign(writer: NetWriter, node: Node) -> None:
     """x / (1 + |x|)."""
     blob = writer.blob(node, node.inputs[0])
-    size = writer.layer(node, "AbsVal", [blob], last=False, hint="abs").top[0]
+    size = writer.layer(node, AbsVal.TYPE, [blob], last=False, hint="abs").top[0]
     product(writer, node, [blob, power(writer, node, size, shift=1, power=-1, last=False)])
 
 
@@ -221,14 +231,14 @@ def gelu(writer: NetWriter, node: Node) -> None:
     blob = writer.blob(node, node.inputs[0])
     if str(node.attributes.get("approximate", "none")) == "tanh":
         cube = power(writer, node, power(writer, node, blob, power=3, last=False), scale=0.044715, last=False)
-        total = writer.layer(node, "Eltwise", [blob, cube], last=False, hint="sum").top[0]
+        total = writer.layer(node, Eltwise.TYPE, [blob, cube], last=False, hint="sum").top[0]
         scaled = power(writer, node, total, scale=math.sqrt(2 / math.pi), last=False)
-        gate = writer.layer(node, "TanH", [scaled], last=False, hint="tanh").top[0]
+        gate = writer.layer(node, TanH.TYPE, [scaled], last=False, hint="tanh").top[0]
         product(writer, node, [blob, power(writer, node, gate, scale=0.5, shift=0.5, last=False)])
         return
-    size = str(writer.layer(node, "AbsVal", [blob], last=False, hint="abs").top[0])
+    size = str(writer.layer(node, AbsVal.TYPE, [blob], last=False, hint="abs").top[0])
     curved = product(writer, node, [size, _erf_of_positive(writer, node, size, math.sqrt(0.5))], last=False)
-    writer.layer(node, "Eltwise", [blob, curved]).eltwise_param.coeff.extend([0.5, 0.5])
+    writer.layer(node, Eltwise.TYPE, [blob, curved]).eltwise_param.coeff.extend([0.5, 0.5])
 
 
 @importer("Erf")
@@ -236,7 +246,7 @@ def erf(writer: NetWriter, node: Node) -> None:
     """erf(max(x, 0)) - erf(max(-x, 0))."""
     blob = writer.blob(node, node.inputs[0])
     sides = [blob, power(writer, node, blob, scale=-1, last=False)]
-    ramps = [str(writer.layer(node, "ReLU", [side], last=False, hint="side").top[0]) for side in sides]
+    ramps = [str(writer.layer(node, ReLU.TYPE, [side], last=False, hint="side").top[0]) for side in sides]
     parts = [_erf_of_positive(writer, node, ramp, 1.0) for ramp in ramps]
     _difference(writer, node, parts[0], parts[1], [1, -1], last=True)
 
@@ -253,7 +263,7 @@ def _erf_of_positive(writer: NetWriter, node: Node, blob: str, scale: float) -> 
     for term in _ERF_TERMS[-3::-1]:
         series = power(writer, node, product(writer, node, [t, series], last=False), shift=term, last=False)
     square = power(writer, node, blob, scale=scale, power=2, last=False)
-    fall = writer.layer(node, "Exp", [square], last=False, hint="exp")
+    fall = writer.layer(node, Exp.TYPE, [square], last=False, hint="exp")
     fall.exp_param.scale = -1
     rest = product(writer, node, [t, series, fall.top[0]], last=False)
     return power(writer, node, rest, scale=-1, shift=1, last=False)
@@ -268,16 +278,16 @@ def softmax(writer: NetWriter, node: Node) -> None:
     blob, logarithm = writer.blob(node, node.inputs[0]), node.op == "LogSoftmax"
     wide = old and math.prod(shape[axis + 1 :]) != 1
     if wide:
-        layer = writer.layer(node, "Flatten", [blob], last=False, hint="flat")
+        layer = writer.layer(node, Flatten.TYPE, [blob], last=False, hint="flat")
         if axis != 1:
             layer.flatten_param.axis = axis
         blob = layer.top[0]
     last = not logarithm and not wide
-    layer = writer.layer(node, "Softmax", [blob], last=last, hint="" if last else "softmax")
+    layer = writer.layer(node, Softmax.TYPE, [blob], last=last, hint="" if last else "softmax")
     if axis != 1:
         layer.softmax_param.axis = axis
     if logarithm:
-        layer = writer.layer(node, "Log", [layer.top[0]], last=not wide, hint="log" if wide else "")
+        layer = writer.layer(node, Log.TYPE, [layer.top[0]], last=not wide, hint="log" if wide else "")
     if wide:
-        back = writer.layer(node, "Reshape", [layer.top[0]])
+        back = writer.layer(node, Reshape.TYPE, [layer.top[0]])
         back.reshape_param.shape.dim.extend([0, *shape[1:]])

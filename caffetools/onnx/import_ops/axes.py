@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from caffetools.layers.base import Shape
+from caffetools.layers.concat import Concat, Slice
+from caffetools.layers.permute import Permute
 from caffetools.onnx.import_graph import Node
 from caffetools.onnx.import_net import NetWriter, importer
 from caffetools.onnx.import_ops.shape import add_reshape
@@ -34,7 +36,7 @@ def add_transpose(writer: NetWriter, node: Node, blob: str, shape: Shape, order:
         return add_reshape(writer, node, blob, shape, tuple(shape[axis] for axis in order), last=last)
     if writer.target == "bvlc":
         return _move_axes(writer, node, blob, shape, order, last=last)
-    layer = writer.layer(node, "Permute", [blob], last=last, hint="" if last else "permute")
+    layer = writer.layer(node, Permute.TYPE, [blob], last=last, hint="" if last else "permute")
     layer.permute_param.order.extend(order)
     return str(layer.top[0])
 
@@ -52,9 +54,9 @@ def _move_axes(writer: NetWriter, node: Node, blob: str, shape: Shape, order: Se
         wide = (*present[:target], 1, *present[target:])
         place = source if source < target else source + 1
         part = add_reshape(writer, node, blob, actual, wide, last=False)
-        sliced = writer.layer(node, "Slice", [part], last=False, hint="parts", tops=wide[place])
+        sliced = writer.layer(node, Slice.TYPE, [part], last=False, hint="parts", tops=wide[place])
         sliced.slice_param.axis = place
-        joined = writer.layer(node, "Concat", list(sliced.top), last=False, hint="joined")
+        joined = writer.layer(node, Concat.TYPE, list(sliced.top), last=False, hint="joined")
         joined.concat_param.axis = target
         blob = joined.top[0]
         moved = [*wide]
@@ -92,7 +94,7 @@ def take(writer: NetWriter, node: Node, blob: str, axis: int, size: int, indices
     bounds = sorted({bound for first, end in runs if (first, end) != (0, size) for bound in (first, end)} - {0, size})
     parts: list[str] = [blob]
     if bounds:
-        layer = writer.layer(node, "Slice", [blob], last=False, hint=f"slice{axis}", tops=len(bounds) + 1)
+        layer = writer.layer(node, Slice.TYPE, [blob], last=False, hint=f"slice{axis}", tops=len(bounds) + 1)
         layer.slice_param.axis = axis
         layer.slice_param.slice_point.extend(bounds)
         parts = list(layer.top)
@@ -104,7 +106,7 @@ def take(writer: NetWriter, node: Node, blob: str, axis: int, size: int, indices
         else:
             chosen.extend(part for part, start in zip(parts, starts, strict=True) if first <= start < end)
     writer.silence(node, [part for part in parts if part not in chosen and part != blob])
-    joined: Any = writer.layer(node, "Concat", chosen, last=last, hint="" if last else "joined")
+    joined: Any = writer.layer(node, Concat.TYPE, chosen, last=last, hint="" if last else "joined")
     if axis != 1:
         joined.concat_param.axis = axis
     return str(joined.top[0])

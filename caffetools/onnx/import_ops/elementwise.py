@@ -8,6 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.layers.base import Shape, format_shape
+from caffetools.layers.crop import Tile
+from caffetools.layers.eltwise import Eltwise
+from caffetools.layers.reshape import Flatten, Reshape
+from caffetools.layers.scale import Bias, Scale
 from caffetools.onnx.import_graph import Node
 from caffetools.onnx.import_net import NetWriter, importer
 from caffetools.onnx.import_ops.activation import add_clip, power, product
@@ -50,7 +54,7 @@ def _by_constant(writer: NetWriter, node: Node, blob: str, number: NDArray[np.fl
         power(writer, node, blob, shift=scalar if add else 0.0, scale=1.0 if add else scalar)
         return
     axis, array = _placed(node, number, shape)
-    layer = writer.layer(node, "Bias" if add else "Scale", [blob], weights=[array])
+    layer = writer.layer(node, Bias.TYPE if add else Scale.TYPE, [blob], weights=[array])
     param = layer.bias_param if add else layer.scale_param
     if axis != 1:
         param.axis = axis
@@ -77,7 +81,7 @@ def _of_two(writer: NetWriter, node: Node) -> None:
     if small is not None and shapes[1 - small] == output and _is_per_channel(shapes[small], output) and (node.op in ("Add", "Mul")):
         # A factor or a term for each map: Scale or Bias with a second bottom (N, C).
         operand = flat(writer, node, blobs[small], shapes[small])
-        layer = writer.layer(node, "Scale" if node.op == "Mul" else "Bias", [blobs[1 - small], operand])
+        layer = writer.layer(node, Scale.TYPE if node.op == "Mul" else Bias.TYPE, [blobs[1 - small], operand])
         (layer.scale_param if node.op == "Mul" else layer.bias_param).axis = 0
         return
     blobs = [tiled(writer, node, blob, shape, output) for blob, shape in zip(blobs, shapes, strict=True)]
@@ -86,7 +90,7 @@ def _of_two(writer: NetWriter, node: Node) -> None:
     if node.op in ("Mul", "Div"):
         product(writer, node, blobs)
         return
-    layer = writer.layer(node, "Eltwise", blobs)
+    layer = writer.layer(node, Eltwise.TYPE, blobs)
     layer.eltwise_param.operation = layer.eltwise_param.SUM
     if node.op == "Sub":
         layer.eltwise_param.coeff.extend([1, -1])
@@ -98,7 +102,7 @@ def _is_per_channel(shape: Shape, output: Shape) -> bool:
 
 def flat(writer: NetWriter, node: Node, blob: str, shape: Shape) -> str:
     """Return (N, C, 1, …) as (N, C)."""
-    layer = writer.layer(node, "Flatten", [blob], last=False, hint="flat")
+    layer = writer.layer(node, Flatten.TYPE, [blob], last=False, hint="flat")
     return str(layer.top[0])
 
 
@@ -107,13 +111,13 @@ def tiled(writer: NetWriter, node: Node, blob: str, shape: Shape, output: Shape,
     if shape == output:
         return blob
     if len(shape) != len(output):
-        layer = writer.layer(node, "Reshape", [blob], last=False, hint="axes")
+        layer = writer.layer(node, Reshape.TYPE, [blob], last=False, hint="axes")
         layer.reshape_param.shape.dim.extend([1] * (len(output) - len(shape)) + list(shape))
         blob, shape = layer.top[0], (*[1] * (len(output) - len(shape)), *shape)
     axes = [axis for axis, (have, wanted) in enumerate(zip(shape, output, strict=True)) if have != wanted]
     for axis in axes:
         final = last and axis == axes[-1]
-        layer = writer.layer(node, "Tile", [blob], last=final, hint="" if final else "tile")
+        layer = writer.layer(node, Tile.TYPE, [blob], last=final, hint="" if final else "tile")
         layer.tile_param.axis, layer.tile_param.tiles = axis, output[axis]
         blob = layer.top[0]
     return blob
@@ -133,7 +137,7 @@ def several(writer: NetWriter, node: Node) -> None:
         return
     if node.op == "Min":
         blobs = [power(writer, node, blob, scale=-1, last=False) for blob in blobs]
-    layer = writer.layer(node, "Eltwise", blobs, last=node.op != "Min", hint="max" if node.op == "Min" else "")
+    layer = writer.layer(node, Eltwise.TYPE, blobs, last=node.op != "Min", hint="max" if node.op == "Min" else "")
     param = layer.eltwise_param
     param.operation = param.MAX if node.op in ("Max", "Min") else param.SUM
     if node.op == "Mean":
@@ -158,7 +162,7 @@ def _sum_with_constants(writer: NetWriter, node: Node, constants: list[Array | N
     shape = writer.shape(node.outputs[0])
     values = [value for value, constant in zip(node.inputs, constants, strict=True) if constant is None]
     blobs = [tiled(writer, node, writer.blob(node, value), writer.shape(value), shape) for value in values]
-    blob = blobs[0] if len(blobs) == 1 else str(writer.layer(node, "Eltwise", blobs, last=False, hint="sum").top[0])
+    blob = blobs[0] if len(blobs) == 1 else str(writer.layer(node, Eltwise.TYPE, blobs, last=False, hint="sum").top[0])
     total = sum(np.asarray(constant, np.float64) for constant in constants if constant is not None)
     _by_constant(writer, node, blob, np.asarray(total), shape, add=True)
 

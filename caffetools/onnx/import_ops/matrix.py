@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from caffetools.layers.inner_product import InnerProduct
+from caffetools.layers.reduction import Reduction
 from caffetools.onnx.import_graph import Node
 from caffetools.onnx.import_net import NetWriter, importer
 from caffetools.onnx.import_ops.activation import product
@@ -76,7 +78,7 @@ def _of_two(writer: NetWriter, node: Node) -> None:
     right = tiled(writer, node, right, (batch, inner, 1, columns * depth), (batch, inner, rows, columns * depth))
     wide = (batch, inner * rows, columns, depth)
     right = add_reshape(writer, node, right, (*wide, 0), wide, last=False)
-    layer = writer.layer(node, "Reduction", [product(writer, node, [left, right], last=False)], last=False, hint="total")
+    layer = writer.layer(node, Reduction.TYPE, [product(writer, node, [left, right], last=False)], last=False, hint="total")
     layer.reduction_param.axis = 3
     add_reshape(writer, node, layer.top[0], wide[:3], output)
 
@@ -84,7 +86,7 @@ def _of_two(writer: NetWriter, node: Node) -> None:
 def inner_product(writer: NetWriter, node: Node, value: str, weight: Array, bias: Array | None, *, last: bool = True) -> str:
     """Add an InnerProduct along the last axis of ``value``; ``weight`` is (outputs, inputs); gives the blob."""
     weights = [weight, *([] if bias is None else [bias])]
-    layer = writer.layer(node, "InnerProduct", [writer.blob(node, value)], last=last, hint="" if last else "product", weights=weights)
+    layer = writer.layer(node, InnerProduct.TYPE, [writer.blob(node, value)], last=last, hint="" if last else "product", weights=weights)
     param = layer.inner_product_param
     param.num_output, param.bias_term = len(weight), bias is not None
     axis = len(writer.shape(value)) - 1

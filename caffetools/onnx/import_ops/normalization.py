@@ -8,6 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from caffetools.layers.convolution import Convolution
+from caffetools.layers.crop import Tile
+from caffetools.layers.eltwise import Eltwise
+from caffetools.layers.lrn import LRN
+from caffetools.layers.normalization import BatchNorm
+from caffetools.layers.reduction import Reduction
+from caffetools.layers.scale import Bias, Scale
 from caffetools.onnx.import_graph import Node
 from caffetools.onnx.import_net import NetWriter, importer
 from caffetools.onnx.import_ops.activation import power, product
@@ -28,18 +35,18 @@ def batch_norm(writer: NetWriter, node: Node) -> None:
         raise node.error("it has no channels")
     blob = writer.blob(node, node.inputs[0])
     plain = bool((scale == 1).all() and (shift == 0).all())
-    layer = writer.layer(node, "BatchNorm", [blob], last=plain, weights=[mean, variance, np.ones(1)])
+    layer = writer.layer(node, BatchNorm.TYPE, [blob], last=plain, weights=[mean, variance, np.ones(1)])
     layer.batch_norm_param.use_global_stats = True
     layer.batch_norm_param.eps = float(node.attributes.get("epsilon", 1e-5))
     if not plain:
-        scaled = writer.layer(node, "Scale", [layer.top[0]], hint="scale", weights=[scale, shift])
+        scaled = writer.layer(node, Scale.TYPE, [layer.top[0]], hint="scale", weights=[scale, shift])
         scaled.scale_param.bias_term = True
 
 
 @importer("LRN")
 def lrn(writer: NetWriter, node: Node) -> None:
     """LRN across channels."""
-    layer = writer.layer(node, "LRN", [writer.blob(node, node.inputs[0])])
+    layer = writer.layer(node, LRN.TYPE, [writer.blob(node, node.inputs[0])])
     param = layer.lrn_param
     param.local_size = int(node.attributes["size"])
     if param.local_size % 2 == 0:
@@ -95,7 +102,7 @@ def channel_norm(writer: NetWriter, node: Node) -> None:
     shift = np.zeros(channels) if bias is None else np.broadcast_to(bias.reshape(-1), (channels,))
     blob = writer.blob(node, node.inputs[0])
     less = _tiled(writer, node, _weighted_sum(writer, node, blob, channels, -1 / channels), channels)
-    centred = str(writer.layer(node, "Eltwise", [blob, less], last=False, hint="centred").top[0])
+    centred = str(writer.layer(node, Eltwise.TYPE, [blob, less], last=False, hint="centred").top[0])
     variance = _weighted_sum(writer, node, power(writer, node, centred, power=2, last=False), channels, 1 / channels)
     factor = power(writer, node, variance, shift=_epsilon(node), power=-0.5, last=False)
     normalized = product(writer, node, [centred, _tiled(writer, node, factor, channels)], last=False)
@@ -104,14 +111,14 @@ def channel_norm(writer: NetWriter, node: Node) -> None:
 
 def _weighted_sum(writer: NetWriter, node: Node, blob: str, channels: int, weight: float) -> str:
     weights = np.full((1, channels, 1, 1), weight, np.float32)
-    layer = writer.layer(node, "Convolution", [blob], last=False, hint="sum", weights=[weights])
+    layer = writer.layer(node, Convolution.TYPE, [blob], last=False, hint="sum", weights=[weights])
     fill_kernel(layer, 1, (1, 1), (1, 1), (0, 0), (1, 1))
     layer.convolution_param.bias_term = False
     return str(layer.top[0])
 
 
 def _tiled(writer: NetWriter, node: Node, blob: str, channels: int) -> str:
-    layer = writer.layer(node, "Tile", [blob], last=False, hint="tile")
+    layer = writer.layer(node, Tile.TYPE, [blob], last=False, hint="tile")
     layer.tile_param.tiles = channels
     return str(layer.top[0])
 
@@ -123,23 +130,23 @@ def _epsilon(node: Node) -> float:
 def _normalized(writer: NetWriter, node: Node, blob: str, axis: int) -> str:
     """Add (x - mean) / sqrt(variance + epsilon) over the axes from ``axis`` on; gives the blob. Caffe's MVN adds its epsilon after the root."""
     less = power(writer, node, _mean(writer, node, blob, axis), scale=-1, last=False)
-    centred = writer.layer(node, "Bias", [blob, less], last=False, hint="centred")
+    centred = writer.layer(node, Bias.TYPE, [blob, less], last=False, hint="centred")
     centred.bias_param.axis = 0
     variance = _mean(writer, node, power(writer, node, centred.top[0], power=2, last=False), axis)
     factor = power(writer, node, variance, shift=_epsilon(node), power=-0.5, last=False)
-    layer = writer.layer(node, "Scale", [centred.top[0], factor], last=False, hint="normalized")
+    layer = writer.layer(node, Scale.TYPE, [centred.top[0], factor], last=False, hint="normalized")
     layer.scale_param.axis = 0
     return str(layer.top[0])
 
 
 def _mean(writer: NetWriter, node: Node, blob: str, axis: int) -> str:
-    layer = writer.layer(node, "Reduction", [blob], last=False, hint="mean")
+    layer = writer.layer(node, Reduction.TYPE, [blob], last=False, hint="mean")
     layer.reduction_param.axis, layer.reduction_param.operation = axis, layer.reduction_param.MEAN
     return str(layer.top[0])
 
 
 def _scaled(writer: NetWriter, node: Node, blob: str, scale: Array, shift: Array, *, axis: int) -> None:
-    layer = writer.layer(node, "Scale", [blob], hint="scale", weights=[scale, shift])
+    layer = writer.layer(node, Scale.TYPE, [blob], hint="scale", weights=[scale, shift])
     layer.scale_param.bias_term = True
     if axis != 1:
         layer.scale_param.axis = axis

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from caffetools.layers.base import Shape
+from caffetools.layers.convolution import Convolution
 from caffetools.onnx.import_graph import Node, pad_amounts, pad_value
 from caffetools.onnx.import_net import NetWriter, importer
 from caffetools.onnx.import_ops.activation import power
@@ -67,7 +68,7 @@ def _constant(writer: NetWriter, node: Node, blob: str, shape: list[int], begin:
         weight = np.zeros((outputs, shape[1], *[1] * (len(shape) - 2)), np.float32)
         weight[begin[1] + np.arange(shape[1]), np.arange(shape[1])] = 1
         last = not around and not value
-        layer = writer.layer(node, "Convolution", [blob], last=last, weights=[weight], hint="" if last else "channels")
+        layer = writer.layer(node, Convolution.TYPE, [blob], last=last, weights=[weight], hint="" if last else "channels")
         ones = [1] * (len(shape) - 2)
         fill_kernel(layer, outputs, ones, ones, [0] * len(ones), ones)
         layer.convolution_param.bias_term = False

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from caffetools.layers.pooling import Window
+from caffetools.layers.pooling import Pooling, Window
+from caffetools.layers.scale import Scale
 from caffetools.onnx.import_graph import Node
 from caffetools.onnx.import_net import NetWriter, importer
 from caffetools.onnx.import_ops.shape import add_reshape
@@ -29,7 +30,7 @@ def global_pool(writer: NetWriter, node: Node) -> None:
 
 def add_global_pool(writer: NetWriter, node: Node, method: str, blob: str, *, last: bool = True) -> str:
     """Add a global pooling; gives the blob."""
-    layer = writer.layer(node, "Pooling", [blob], last=last, hint="" if last else "pool")
+    layer = writer.layer(node, Pooling.TYPE, [blob], last=last, hint="" if last else "pool")
     layer.pooling_param.pool = getattr(layer.pooling_param, method)
     layer.pooling_param.global_pooling = True
     top: str = layer.top[0]
@@ -156,14 +157,14 @@ def _add_pool(
         raise node.error(f"Caffe's pooling gives {list(window.output)} windows, of which {output} are needed")
     exact = list(window.output) == output
     factor = None if inside is None else _factor(window, inside, output, skipped, size)
-    layer = writer.layer(node, "Pooling", [blob], last=exact and factor is None, hint="" if exact and factor is None else "pool")
+    layer = writer.layer(node, Pooling.TYPE, [blob], last=exact and factor is None, hint="" if exact and factor is None else "pool")
     _fill(layer.pooling_param, kernel, stride, pad, average=average, floor=floor)
     blob = layer.top[0]
     if not exact:
         kept = list(zip(skipped, output, strict=True))
         blob = crop(writer, node, blob, list(window.output), kept, last=factor is None)
     if factor is not None:
-        scaled = writer.layer(node, "Scale", [blob], weights=[factor])
+        scaled = writer.layer(node, Scale.TYPE, [blob], weights=[factor])
         scaled.scale_param.axis, scaled.scale_param.num_axes = 2, 2
 
 

@@ -6,6 +6,11 @@ import math
 
 import numpy as np
 
+from caffetools.layers.activation import AbsVal
+from caffetools.layers.convolution import Convolution
+from caffetools.layers.fork_norm import Normalize
+from caffetools.layers.pooling import Pooling
+from caffetools.layers.reduction import ArgMax, Reduction
 from caffetools.onnx.import_graph import Node
 from caffetools.onnx.import_net import NetWriter, importer
 from caffetools.onnx.import_ops.activation import power, product
@@ -37,12 +42,12 @@ def reduce(writer: NetWriter, node: Node) -> None:
             add_reshape(writer, node, blob, kept, output)
     elif len(shape) == 4 and axes == [1] and kept == output and node.op in ("ReduceMean", "ReduceSum"):
         weight = np.full((1, shape[1], 1, 1), 1 / shape[1] if node.op == "ReduceMean" else 1, np.float32)
-        layer = writer.layer(node, "Convolution", [blob], weights=[weight])
+        layer = writer.layer(node, Convolution.TYPE, [blob], weights=[weight])
         fill_kernel(layer, 1, (1, 1), (1, 1), (0, 0), (1, 1))
         layer.convolution_param.bias_term = False
     elif node.op in _REDUCTIONS and axes == list(range(axes[0], len(shape))):
         reduced = shape[: axes[0]]
-        layer = writer.layer(node, "Reduction", [blob], last=reduced == output, hint="" if reduced == output else "reduce")
+        layer = writer.layer(node, Reduction.TYPE, [blob], last=reduced == output, hint="" if reduced == output else "reduce")
         param = layer.reduction_param
         param.axis, param.operation = axes[0], getattr(param, _REDUCTIONS[node.op])
         if reduced != output:
@@ -58,7 +63,7 @@ def _by_pooling(writer: NetWriter, node: Node, blob: str, axes: list[int]) -> No
     shape, output = list(writer.shape(node.inputs[0])), writer.shape(node.outputs[0])
     sign = -1.0 if node.op == "ReduceMin" else 1.0
     if node.op == "ReduceL1":
-        blob = str(writer.layer(node, "AbsVal", [blob], last=False, hint="abs").top[0])
+        blob = str(writer.layer(node, AbsVal.TYPE, [blob], last=False, hint="abs").top[0])
     elif node.op in ("ReduceSumSquare", "ReduceL2", "ReduceMin"):
         blob = power(writer, node, blob, power=1 if node.op == "ReduceMin" else 2, scale=sign, last=False)
     method = "MAX" if node.op in ("ReduceMax", "ReduceMin") else "AVE"
@@ -70,7 +75,7 @@ def _by_pooling(writer: NetWriter, node: Node, blob: str, axes: list[int]) -> No
         count = math.prod(shape[first : end + 1])
         wide = (shape[0], math.prod(shape[1:first]), count, math.prod(shape[end + 1 :]))
         blob = add_reshape(writer, node, blob, present, wide, last=False) if present != wide else blob
-        layer = writer.layer(node, "Pooling", [blob], last=False, hint="pool")
+        layer = writer.layer(node, Pooling.TYPE, [blob], last=False, hint="pool")
         layer.pooling_param.pool = getattr(layer.pooling_param, method)
         layer.pooling_param.kernel_h, layer.pooling_param.kernel_w = count, 1
         blob, present = layer.top[0], (*wide[:2], 1, wide[3])
@@ -98,7 +103,7 @@ def arg_max(writer: NetWriter, node: Node) -> None:
     """ArgMax along an axis; of equal values Caffe gives the last."""
     shape = writer.shape(node.inputs[0])
     axis, keeps = int(node.attributes.get("axis", 0)) % len(shape), bool(node.attributes.get("keepdims", 1))
-    layer = writer.layer(node, "ArgMax", [writer.blob(node, node.inputs[0])], last=keeps, hint="" if keeps else "argmax")
+    layer = writer.layer(node, ArgMax.TYPE, [writer.blob(node, node.inputs[0])], last=keeps, hint="" if keeps else "argmax")
     layer.argmax_param.axis = axis
     if not keeps:
         source = tuple(1 if index == axis else n for index, n in enumerate(shape))
@@ -115,7 +120,7 @@ def normalize(writer: NetWriter, node: Node) -> None:
     if writer.target == "bvlc":
         square = power(writer, node, writer.blob(node, node.inputs[0]), power=2, last=False)
         rows = (shape[0], 1, shape[1], math.prod(shape[2:]))
-        pooled = writer.layer(node, "Pooling", [add_reshape(writer, node, square, shape, rows, last=False)], last=False, hint="pool")
+        pooled = writer.layer(node, Pooling.TYPE, [add_reshape(writer, node, square, shape, rows, last=False)], last=False, hint="pool")
         pooled.pooling_param.pool = pooled.pooling_param.AVE
         pooled.pooling_param.kernel_h, pooled.pooling_param.kernel_w = shape[1], 1
         factor = power(writer, node, pooled.top[0], scale=shape[1], power=-0.5, last=False)
@@ -123,6 +128,6 @@ def normalize(writer: NetWriter, node: Node) -> None:
         factor = add_reshape(writer, node, factor, (*rows[:2], 1, rows[3], 0), one, last=False)
         product(writer, node, [writer.blob(node, node.inputs[0]), tiled(writer, node, factor, one, shape)])
         return
-    layer = writer.layer(node, "Normalize", [writer.blob(node, node.inputs[0])], weights=[np.ones(())])
+    layer = writer.layer(node, Normalize.TYPE, [writer.blob(node, node.inputs[0])], weights=[np.ones(())])
     layer.norm_param.across_spatial = math.prod(shape[2:]) == 1
     layer.norm_param.eps = 1e-30

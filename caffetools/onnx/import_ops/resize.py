@@ -13,6 +13,9 @@ from caffetools.engines.base import EngineError
 from caffetools.engines.onnxruntime import open_session
 from caffetools.errors import ModelFileError
 from caffetools.layers.base import Shape
+from caffetools.layers.convolution import Convolution, Deconvolution
+from caffetools.layers.inner_product import InnerProduct
+from caffetools.layers.upsampling import Interp, Upsample
 from caffetools.onnx.import_graph import Node
 from caffetools.onnx.import_net import NetWriter, importer
 from caffetools.onnx.import_ops.shape import add_reshape
@@ -41,13 +44,13 @@ def resize(writer: NetWriter, node: Node) -> None:
     factors = [m // n for n, m in zip(source[2:], target[2:], strict=True)]
     if mode == "nearest" and _copies(node, where, source, target):
         if writer.target == "any" and factors[0] == factors[1]:
-            writer.layer(node, "Upsample", [blob]).upsample_param.scale = factors[0]
+            writer.layer(node, Upsample.TYPE, [blob]).upsample_param.scale = factors[0]
             return
-        layer = writer.layer(node, "Deconvolution", [blob], weights=[np.ones((channels, 1, *factors))])
+        layer = writer.layer(node, Deconvolution.TYPE, [blob], weights=[np.ones((channels, 1, *factors))])
         fill_kernel(layer, channels, factors, factors, (0, 0), (1, 1), channels)
         layer.convolution_param.bias_term = False
     elif mode == "linear" and where == "align_corners" and writer.target == "any":
-        layer = writer.layer(node, "Interp", [blob])
+        layer = writer.layer(node, Interp.TYPE, [blob])
         layer.interp_param.height, layer.interp_param.width = target[2:]
     else:
         _by_matrices(writer, node, blob, source, target)
@@ -71,14 +74,16 @@ def _by_matrices(writer: NetWriter, node: Node, blob: str, source: Shape, target
     rows, columns = _matrix(writer, node, source, target, 2), _matrix(writer, node, source, target, 3)
     if target[2] != height or not np.array_equal(rows, np.eye(height)):
         flat = add_reshape(writer, node, blob, source, (batch, channels * height, width, 1), last=False)
-        layer = writer.layer(node, "Convolution", [flat], last=False, hint="rows", weights=[np.tile(rows, (channels, 1))[:, :, None, None]])
+        layer = writer.layer(
+            node, Convolution.TYPE, [flat], last=False, hint="rows", weights=[np.tile(rows, (channels, 1))[:, :, None, None]]
+        )
         fill_kernel(layer, channels * target[2], (1, 1), (1, 1), (0, 0), (1, 1), channels)
         layer.convolution_param.bias_term = False
         done = target[3] == width and np.array_equal(columns, np.eye(width))
         blob = add_reshape(writer, node, layer.top[0], (batch, channels * target[2], width, 1), (*target[:3], width), last=bool(done))
         if done:
             return
-    layer = writer.layer(node, "InnerProduct", [blob], weights=[columns])
+    layer = writer.layer(node, InnerProduct.TYPE, [blob], weights=[columns])
     param = layer.inner_product_param
     param.num_output, param.axis, param.bias_term = target[3], 3, False
 

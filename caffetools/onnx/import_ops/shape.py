@@ -5,6 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from caffetools.layers.base import Shape
+from caffetools.layers.concat import Concat
+from caffetools.layers.convolution import Convolution
+from caffetools.layers.crop import Tile
+from caffetools.layers.permute import ShuffleChannel
+from caffetools.layers.power import Power
+from caffetools.layers.reduction import Reduction
+from caffetools.layers.reshape import Flatten, Reshape
+from caffetools.layers.scale import Bias
 from caffetools.onnx.import_graph import Node
 from caffetools.onnx.import_net import NetWriter, importer
 from caffetools.onnx.import_ops.elementwise import tiled
@@ -23,8 +31,8 @@ def add_reshape(writer: NetWriter, node: Node, blob: str, source: Shape, target:
         writer.set_blob(node.outputs[0], blob)
         return blob
     if len(target) == 2 and len(source) > 2 and source[:1] == target[:1]:
-        return str(writer.layer(node, "Flatten", [blob], last=last, hint="" if last else "flat").top[0])
-    layer = writer.layer(node, "Reshape", [blob], last=last, hint="" if last else "shape")
+        return str(writer.layer(node, Flatten.TYPE, [blob], last=last, hint="" if last else "flat").top[0])
+    layer = writer.layer(node, Reshape.TYPE, [blob], last=last, hint="" if last else "shape")
     keeps = bool(source) and bool(target) and source[0] == target[0]
     layer.reshape_param.shape.dim.extend([0, *target[1:]] if keeps else target)
     return str(layer.top[0])
@@ -36,7 +44,7 @@ def channel_shuffle(writer: NetWriter, node: Node) -> None:
     group, channels = int(node.attributes["group"]), writer.shape(node.inputs[0])[1]
     blob = writer.blob(node, node.inputs[0])
     if writer.target == "any":
-        writer.layer(node, "ShuffleChannel", [blob]).shuffle_channel_param.group = group
+        writer.layer(node, ShuffleChannel.TYPE, [blob]).shuffle_channel_param.group = group
         return
     order = np.arange(channels).reshape(group, -1).T.reshape(-1)
     pick_channels(writer, node, blob, order, channels)
@@ -46,7 +54,7 @@ def pick_channels(writer: NetWriter, node: Node, blob: str, order: np.ndarray[tu
     """Add a 1 x 1 convolution of zeros and ones whose output c is channel ``order[c]``."""
     weight = np.zeros((len(order), channels, 1, 1), np.float32)
     weight[np.arange(len(order)), order] = 1
-    layer = writer.layer(node, "Convolution", [blob], weights=[weight])
+    layer = writer.layer(node, Convolution.TYPE, [blob], weights=[weight])
     fill_kernel(layer, len(order), (1, 1), (1, 1), (0, 0), (1, 1))
     layer.convolution_param.bias_term = False
 
@@ -59,7 +67,7 @@ def concat(writer: NetWriter, node: Node) -> None:
     if len(values) == 1:
         writer.alias(node, values[0])
         return
-    layer = writer.layer(node, "Concat", [_blob_or_constant(writer, node, value) for value in values])
+    layer = writer.layer(node, Concat.TYPE, [_blob_or_constant(writer, node, value) for value in values])
     if axis != 1:
         layer.concat_param.axis = axis
 
@@ -70,16 +78,16 @@ def _blob_or_constant(writer: NetWriter, node: Node, value: str) -> str:
     source = next(iter(writer.graph.inputs))
     if array is None or array.shape[:1] != writer.graph.inputs[source][:1] or not (array == array[:1]).all():
         return writer.blob(node, value)
-    reduced = writer.layer(node, "Reduction", [writer.blob(node, source)], last=False, hint="one")
+    reduced = writer.layer(node, Reduction.TYPE, [writer.blob(node, source)], last=False, hint="one")
     reduced.reduction_param.axis = 1
-    zero = writer.layer(node, "Power", [reduced.top[0]], last=False, hint="zero")
+    zero = writer.layer(node, Power.TYPE, [reduced.top[0]], last=False, hint="zero")
     zero.power_param.scale = 0
     count, shape = array[0].size, tuple(array.shape)
     row = add_reshape(writer, node, zero.top[0], shape[:1], (shape[0], 1), last=False)
-    tiles = writer.layer(node, "Tile", [row], last=False, hint="zeros")
+    tiles = writer.layer(node, Tile.TYPE, [row], last=False, hint="zeros")
     tiles.tile_param.tiles = count
     zeros = add_reshape(writer, node, tiles.top[0], (shape[0], count), (*shape, 0)[:-1], last=False) if len(shape) > 2 else tiles.top[0]
-    bias = writer.layer(node, "Bias", [zeros], last=False, hint="constant", weights=[array[0]])
+    bias = writer.layer(node, Bias.TYPE, [zeros], last=False, hint="constant", weights=[array[0]])
     bias.bias_param.num_axes = array.ndim - 1
     return str(bias.top[0])
 
@@ -98,6 +106,6 @@ def expand(writer: NetWriter, node: Node) -> None:
     axes = [axis for axis, (n, m) in enumerate(zip(source, target, strict=True)) if n != m]
     for axis in axes:
         last = axis == axes[-1]
-        layer = writer.layer(node, "Tile", [blob], last=last, hint="" if last else "tile")
+        layer = writer.layer(node, Tile.TYPE, [blob], last=last, hint="" if last else "tile")
         layer.tile_param.axis, layer.tile_param.tiles = axis, target[axis] // source[axis]
         blob = layer.top[0]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from caffetools.layers.concat import Slice
 from caffetools.onnx.import_graph import Node
 from caffetools.onnx.import_net import NetWriter, importer
 from caffetools.onnx.import_ops.axes import take
@@ -21,7 +22,7 @@ def split(writer: NetWriter, node: Node) -> None:
     if len(sizes) == 1:
         writer.alias(node)
         return
-    layer = writer.layer(node, "Slice", [writer.blob(node, node.inputs[0])])
+    layer = writer.layer(node, Slice.TYPE, [writer.blob(node, node.inputs[0])])
     layer.slice_param.axis = axis
     layer.slice_param.slice_point.extend(int(n) for n in np.cumsum(sizes)[:-1])
     unused = [index for index, value in enumerate(node.outputs) if not writer.graph.readers(value) and value not in writer.graph.outputs]
@@ -70,7 +71,7 @@ def _ranges(writer: NetWriter, node: Node, shape: list[int]) -> list[tuple[int, 
 def cut(writer: NetWriter, node: Node, blob: str, axis: int, size: int, start: int, stop: int, *, last: bool) -> str:
     """Add a Slice layer whose other tops are silenced; return the blob."""
     points = [point for point in (start, stop) if 0 < point < size]
-    layer = writer.layer(node, "Slice", [blob], last=False, hint=f"slice{axis}", tops=len(points) + 1)
+    layer = writer.layer(node, Slice.TYPE, [blob], last=False, hint=f"slice{axis}", tops=len(points) + 1)
     layer.slice_param.axis = axis
     layer.slice_param.slice_point.extend(points)
     place = 1 if start else 0

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from caffetools.layers.concat import Slice
+from caffetools.layers.convolution import Convolution, Deconvolution
 from caffetools.onnx.import_graph import Node
 from caffetools.onnx.import_net import NetWriter, clean_name, importer
 from caffetools.proto.schema import LayerParameter
@@ -27,7 +29,7 @@ def conv(writer: NetWriter, node: Node) -> None:
     stride, dilation = (list(node.attributes.get(key, [1] * spatial)) for key in ("strides", "dilations"))
     begin, end = window_pads(writer, node, weight.shape[2:], stride, dilation)
     weight, pad = symmetric(node, weight, begin, end, dilation)
-    layer = writer.layer(node, "Convolution", [writer.blob(node, node.inputs[0])], weights=[weight, *([] if bias is None else [bias])])
+    layer = writer.layer(node, Convolution.TYPE, [writer.blob(node, node.inputs[0])], weights=[weight, *([] if bias is None else [bias])])
     fill_kernel(layer, weight.shape[0], weight.shape[2:], stride, pad, dilation, int(node.attributes.get("group", 1)))
     layer.convolution_param.bias_term = bias is not None
 
@@ -88,7 +90,7 @@ def conv_transpose(writer: NetWriter, node: Node) -> None:
     pad = [min(b, e) for b, e in zip(begin, ends, strict=True)]
     even = all(b == e for b, e in zip(begin, ends, strict=True))
     weights = [weight, *([] if bias is None else [bias])]
-    layer = writer.layer(node, "Deconvolution", [writer.blob(node, node.inputs[0])], last=even, weights=weights)
+    layer = writer.layer(node, Deconvolution.TYPE, [writer.blob(node, node.inputs[0])], last=even, weights=weights)
     fill_kernel(layer, weight.shape[1] * group, weight.shape[2:], stride, pad, dilation, group)
     layer.convolution_param.bias_term = bias is not None
     if not even:
@@ -114,7 +116,7 @@ def crop(
         first, length = kept[axis]
         points = [point for point in (first, first + length) if 0 < point < size[axis]]
         final = last and axis == axes[-1]
-        layer = writer.layer(node, "Slice", [blob], last=False, hint=f"crop{axis + 2}", tops=len(points) + 1)
+        layer = writer.layer(node, Slice.TYPE, [blob], last=False, hint=f"crop{axis + 2}", tops=len(points) + 1)
         layer.slice_param.axis = axis + 2
         layer.slice_param.slice_point.extend(points)
         place = 1 if first else 0
@@ -145,7 +147,7 @@ def depthwise(
 ) -> str:
     """Convolve each channel by itself with ``kernel`` (kH, kW); return the blob."""
     weight, pads = symmetric(node, np.broadcast_to(kernel, (channels, 1, *kernel.shape)), begin, end, [1] * kernel.ndim)
-    layer = writer.layer(node, "Convolution", [blob], last=last, weights=[weight], hint="" if last else "select")
+    layer = writer.layer(node, Convolution.TYPE, [blob], last=last, weights=[weight], hint="" if last else "select")
     fill_kernel(layer, channels, weight.shape[2:], stride, pads, [1] * kernel.ndim, channels)
     layer.convolution_param.bias_term = False
     top: str = layer.top[0]
@@ -161,7 +163,7 @@ def space_to_depth(writer: NetWriter, node: Node) -> None:
         for column in range(size):
             for channel in range(channels):
                 weight[(row * size + column) * channels + channel, channel, row, column] = 1
-    layer = writer.layer(node, "Convolution", [writer.blob(node, node.inputs[0])], weights=[weight])
+    layer = writer.layer(node, Convolution.TYPE, [writer.blob(node, node.inputs[0])], weights=[weight])
     fill_kernel(layer, len(weight), (size, size), (size, size), (0, 0), (1, 1))
     layer.convolution_param.bias_term = False
 
@@ -178,7 +180,7 @@ def depth_to_space(writer: NetWriter, node: Node) -> None:
             for output in range(outputs):
                 place = (row * size + column) * outputs + output if rows_first else output * size * size + row * size + column
                 weight[place, output, row, column] = 1
-    layer = writer.layer(node, "Deconvolution", [writer.blob(node, node.inputs[0])], weights=[weight])
+    layer = writer.layer(node, Deconvolution.TYPE, [writer.blob(node, node.inputs[0])], weights=[weight])
     fill_kernel(layer, outputs, (size, size), (size, size), (0, 0), (1, 1))
     layer.convolution_param.bias_term = False
 
