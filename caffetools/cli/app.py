@@ -126,7 +126,7 @@ def _report(error: Exception) -> int:
         _drop_output()
         _write_error(f"error: cannot write the output: {error.strerror}")
         return 1
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+    if _is_out_of_memory(error):
         _write_error("error: there is not enough memory for this; a smaller batch or smaller pictures need less")
         return 1
     what = " ".join(f"{type(error).__name__}: {error}".split())
@@ -135,6 +135,13 @@ def _report(error: Exception) -> int:
     else:
         _write_error(f"error: something went wrong inside caffetools ({what}); --debug shows where, please report it")
     return 1
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")
+    of_a_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    # torch has a type for GPUs only. What this decides is the words of the message.
+    return of_a_gpu or isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def _failed_plugin(error: Exception) -> str:

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from caffetools.cli.app import _report
 from caffetools.cli.show import printable
 from caffetools.proto.encoding import decode_text
 from tests.children import run_child
@@ -74,3 +76,13 @@ def test_a_closed_stdout_is_one_line() -> None:
 )
 def test_what_is_printable_is_kept_and_the_rest_is_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_too_little_memory_is_one_plain_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _report(error) == 1
+    assert (
+        capsys.readouterr().err == "caffetools: error: there is not enough memory for this; a smaller batch or smaller pictures need less\n"
+    )
