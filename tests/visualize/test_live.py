@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -72,6 +73,14 @@ def test_only_this_computer_and_only_with_the_token(server: LiveServer) -> None:
     assert ask(server, f"/?token={server.token}", X_Token="", Host="evil.example:80")[0] == 403
     status, page = ask(server, f"/?token={server.token}", X_Token="")
     assert status == 200 and "<title>" in page
+
+
+def test_names_of_buttons_have_their_visible_words(server: LiveServer) -> None:
+    page = ask(server, f"/?token={server.token}")[1]
+    buttons = re.findall(r"<button([^>]*)>(.*?)</button>", page)
+    labelled = [(label[1], re.sub("<[^>]*>", "", text)) for given, text in buttons if (label := re.search('aria-label="([^"]*)"', given))]
+    assert len(buttons) > 7
+    assert all(text in label for label, text in labelled), labelled
 
 
 def test_a_frame_is_what_the_net_computes(server: LiveServer) -> None:
