@@ -288,3 +288,13 @@ def test_the_resumed_losses_are_caffes(tiny: Path) -> None:
     assert [row.iteration for row in history.train] == [100, 120, 140]
     for row in history.train:
         assert row.outputs[0].value == pytest.approx(expected[row.iteration].outputs["loss"], rel=1e-3)
+
+
+def test_a_log_without_outputs_has_the_smoothed_losses(tmp_path: Path) -> None:
+    head = "I0725 10:00:0{0}.123456  9 solver.cpp:204] Iteration {1}, {2} = {3}\r\n"
+    rows = [(0, 3.0), (20, 2.5)]
+    text = "".join(head.format(i, it, "loss", loss) + head.format(i, it, "lr", 0.1 / 10**i) for i, (it, loss) in enumerate(rows))
+    path = tmp_path / "old.log"
+    path.write_text(text)
+    found = [(row.iteration, row.loss, row.outputs, row.lr) for row in read_log(path).train]
+    assert found == [(0, 3.0, {"loss": 3.0}, 0.1), (20, 2.5, {"loss": 2.5}, 0.01)]

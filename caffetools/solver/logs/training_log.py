@@ -102,6 +102,8 @@ class GlogReader:
         self._lr, self._net = math.nan, 0
         self._smoothed: float | None = None
         self._test_loss: float | None = None
+        # The smoothed losses: all there is where a net's outputs are not displayed.
+        self._losses = TrainingLog()
 
     def feed(self, line: str) -> None:
         """Take the next line."""
@@ -109,10 +111,11 @@ class GlogReader:
         rate = _RATE.search(line)
         if rate:
             self._lr = _number(rate[2])
-            if self.log.train and self.log.train[-1].iteration == int(rate[1]):
-                self.log.train[-1].lr = self._lr
+            for log in (self.log, self._losses):
+                if log.train and log.train[-1].iteration == int(rate[1]):
+                    log.train[-1].lr = self._lr
             return
-        self._head(line)
+        self._head(line, now)
         output = _OUTPUT.search(line)
         if output is None or self.iteration is None:
             return
@@ -122,13 +125,20 @@ class GlogReader:
             self._row = self.log.add_test(LogRow(self.iteration, now, self._lr, self._test_loss, net=self._net))
         _put(self._row.outputs, output[2], _number(output[3]))
 
-    def _head(self, line: str) -> None:
+    def finish(self) -> TrainingLog:
+        """Return what was read; of a log without outputs in training, as of the first releases of Caffe, the smoothed losses as ``loss``."""
+        self.log.train = self.log.train or self._losses.train
+        return self.log
+
+    def _head(self, line: str, now: float) -> None:
         """Parse a line that is not an output for the facts on the outputs that follow it."""
         found = _ITERATION.search(line)
         if found:
             self.iteration, self._row = int(found[1]), None
             loss = _LOSS.search(line)
             self._smoothed = _number(loss[1]) if loss else None
+            if self._smoothed is not None:
+                self._losses.add_train(LogRow(self.iteration, now, self._lr, self._smoothed, {"loss": self._smoothed}))
             testing = _TESTING.search(line)
             self._net, self._test_loss = int(testing[1]) if testing else self._net, None
         loss = _TEST_LOSS.search(line)
@@ -147,8 +157,9 @@ def _read_glog(lines: list[str]) -> TrainingLog:
     reader = GlogReader()
     for line in lines:
         reader.feed(line)
-    _fill_first_rates(reader.log)
-    return reader.log
+    log = reader.finish()
+    _fill_first_rates(log)
+    return log
 
 
 def _fill_first_rates(log: TrainingLog) -> None:
