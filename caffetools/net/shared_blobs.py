@@ -46,12 +46,27 @@ def share_with_shapes(step: Step, blobs: Blobs) -> None:
     top.diff.share(diff, shape)
 
 
-def share_with_parameter(layer: Layer, blobs: Blobs) -> bool:
-    """Let the top of a Parameter layer lie in the memory of the parameter, as from Caffe's forward pass on; return whether that could be done."""
-    storage, owner = blobs[layer.tops[0]].data, owner_of(layer.blobs[0])
-    if storage.device.type != "cpu" or owner.dtype != torch.float32 or owner.shape != layer.blobs[0].shape or not owner.is_contiguous():
+def lies_in_parameter(layer: Layer, blobs: Blobs) -> bool:
+    """Return whether ``layer`` is a Parameter layer whose top can lie in the memory of its parameter: on the CPU, in C order, of one shape."""
+    if layer.TRAITS.role != "parameter":
         return False
-    storage.lie_in(owner)
+    owner = owner_of(layer.blobs[0])
+    on_cpu = blobs[layer.tops[0]].data.device.type == "cpu" and owner.dtype == torch.float32
+    return on_cpu and owner.shape == layer.blobs[0].shape and owner.is_contiguous()
+
+
+def share_with_parameter(layer: Layer, blobs: Blobs) -> bool:
+    """Let data and diff of a Parameter layer's top lie in the parameter's memory, as from Caffe's forward pass on; return whether that could be done.
+
+    So the layers above write the parameter's gradient themselves, and the last of several Parameter layers over it leaves its own.
+    """
+    if not lies_in_parameter(layer, blobs):
+        return False
+    owner, top = owner_of(layer.blobs[0]), blobs[layer.tops[0]]
+    if owner.grad is None or not owner.grad.is_contiguous():
+        owner.grad = torch.zeros_like(owner) if owner.grad is None else owner.grad.contiguous()
+    top.data.lie_in(owner)
+    top.diff.lie_in(owner.grad)
     return True
 
 
@@ -82,8 +97,7 @@ def share_after_pass(steps: Sequence[Step], blobs: Blobs, stored: Collection[str
         stored: Blobs whose values are of the pass, or were edited since; the others were computed just now, layer by layer.
     """
     for step in steps:
-        if step.layer.TRAITS.role == "parameter":
-            share_with_parameter(step.layer, blobs)
+        share_with_parameter(step.layer, blobs)
         if step.layer.shares_data():
             bottom = blobs[step.layer.bottoms[0]].data
             for name in step.layer.tops:

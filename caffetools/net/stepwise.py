@@ -248,7 +248,7 @@ class Stepwise:
         tops = self._compute(step, inputs, record=record)
         if record:
             step.record(inputs, tops)
-        if layer.TRAITS.role == "parameter" and shared_blobs.share_with_parameter(layer, self.blobs):
+        if shared_blobs.share_with_parameter(layer, self.blobs):
             return
         sources = [self.blobs[b].data for b in layer.bottoms]
         for name, top in zip(layer.tops, tops, strict=True):
@@ -327,6 +327,9 @@ class Stepwise:
         layer = step.layer
         if shared_blobs.shares_diff(layer) and shared_blobs.share_diff_back(step, self.blobs):
             step.release()
+            return
+        if shared_blobs.lies_in_parameter(layer, self.blobs):
+            step.release()  # what the top's diff holds is the gradient
             return
         if isinstance(layer, Python) and (step.inputs is None or step.bottoms_changed(self.blobs)):
             self._backward_python(step, layer)

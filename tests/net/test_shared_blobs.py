@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from caffetools.errors import ExportError, NetError
+from caffetools.layers.blob_storage import ParameterStorage
 from caffetools.layers.tensor_storage import TensorStorage
 from caffetools.net.net import Net
 from caffetools.net.stepwise import Stepwise
@@ -244,6 +245,56 @@ def test_a_net_whose_blobs_are_overwritten_in_another_shape_has_no_onnx_form() -
 
 
 PARAMETER = 'layer { name: "p" type: "Parameter" top: "p" parameter_param { shape { dim: 2 } } }'
+
+
+def _parameter(name: str, top: str, spec: str = "") -> str:
+    return f'layer {{ name: "{name}" type: "Parameter" top: "{top}" {spec} parameter_param {{ shape {{ dim: 3 }} }} }} '
+
+
+X = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 3 } } } '
+PRODUCT = 'layer { name: "s" type: "Eltwise" bottom: "x" bottom: "p" top: "y" eltwise_param { operation: PROD } loss_weight: 1 } '
+TRIPLE = 'layer { name: "t" type: "Power" bottom: "%s" top: "z" power_param { scale: 3 } loss_weight: 1 }'
+# Before and after the diff of the parameter is set to 7, after a forward pass, a backward pass, another one, clearing, setting the top's to 9.
+ONE = [([1, 2, 3], 0), ([1, 2, 3], 7), (7, 7), ([1, 2, 3], [1, 2, 3]), ([1, 2, 3], [1, 2, 3]), (0, 0), (9, 9)]
+TWO_READERS = [([4, 5, 6], 0), ([4, 5, 6], 7), (7, 7), ([4, 5, 6], [4, 5, 6]), ([4, 5, 6], [4, 5, 6]), (0, 0), (9, 9)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (X + _parameter("P", "p") + PRODUCT, ONE),
+        (X + _parameter("P", "p") + PRODUCT + TRIPLE % "p", TWO_READERS),
+        # The gradient of the layer whose backward pass comes last is left of the two.
+        (X + _parameter("P", "p", 'param { name: "w" }') + _parameter("Q", "q", 'param { name: "w" }') + PRODUCT + TRIPLE % "q", ONE),
+        (X + _parameter("P", "p", "param { lr_mult: 0 }") + PRODUCT, [(0, 0), (0, 7), (7, 7), (7, 7), (7, 7), (0, 0), (9, 9)]),
+    ],
+)
+def test_the_diff_of_a_parameter_layers_top_is_the_parameters_from_the_forward_pass_on(
+    text: str, expected: list[tuple[object, object]]
+) -> None:
+    run = Stepwise(Net(parse(text, NetParameter), TRAIN))
+    parameter = ParameterStorage(run.net.layer("P"), 0)
+    seen: list[tuple[object, object]] = []
+
+    def note() -> None:
+        values = [array.tolist() for array in (run.blobs["p"].diff_array(), parameter.diff_array())]
+        seen.append(tuple(row[0] if len(set(row)) == 1 else row for row in values))
+
+    run.blobs["x"].data_array()[...] = [1, 2, 3]
+    run.backward(keep=True)
+    note()
+    parameter.diff_array()[...] = 7
+    note()
+    run.forward()
+    note()
+    for _ in range(2):
+        run.backward(keep=True)
+        note()
+    run.clear_param_diffs()
+    note()
+    put(run, "p", 9, diff=True)
+    note()
+    assert seen == expected
 
 
 @pytest.mark.parametrize("phase", [TRAIN, TEST])
