@@ -40,10 +40,10 @@ def test_of_a_blob_changed_in_place_the_last_version_keeps_the_name() -> None:
     ]
 
 
-def test_a_reader_before_the_in_place_layer_gets_the_old_version() -> None:
-    net = net_of(data() + conv("c", "data") + conv("early", "c") + relu("r", "c") + conv("late", "c"))
+def test_the_layer_in_place_alone_reads_the_old_version() -> None:
+    net = net_of(data() + conv("c", "data") + relu("r", "c") + conv("first", "c") + conv("second", "c"))
     read = {name: inputs[0] for name, inputs, _ in wires(to_onnx(net))}
-    assert (read["early"], read["late"]) == ("c@c", "c")
+    assert (read["r"], read["first"], read["second"]) == ("c@c", "c", "c")
     verify(to_onnx(net).SerializeToString(), net)
 
 

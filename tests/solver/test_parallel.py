@@ -36,7 +36,7 @@ from tests.children import Child
 from tests.solver.together import RANDOM, Together, environment, project, train_together
 
 DROPOUT = 'layer { name: "drop" type: "Dropout" bottom: "conv" top: "conv" dropout_param { dropout_ratio: 0.3 } }'
-IDLE = 'layer { name: "idle" type: "InnerProduct" bottom: "conv" top: "idle" inner_product_param { num_output: 2 } }'
+IDLE = 'layer { name: "idle" type: "InnerProduct" bottom: "data" top: "idle" inner_product_param { num_output: 2 } }'
 BATCH_NORM = 'layer { name: "bn" type: "BatchNorm" bottom: "conv" top: "conv" }'
 
 
