@@ -325,11 +325,9 @@ class Stepwise:
 
     def _backward_step(self, step: Step, *, keep: bool) -> None:
         layer = step.layer
-        if shared_blobs.shares_diff(layer) and shared_blobs.share_diff_back(step, self.blobs):
+        joined = shared_blobs.shares_diff(layer) and shared_blobs.share_diff_back(step, self.blobs)
+        if joined or shared_blobs.lies_in_parameter(layer, self.blobs):
             step.release()
-            return
-        if shared_blobs.lies_in_parameter(layer, self.blobs):
-            step.release()  # what the top's diff holds is the gradient
             return
         if isinstance(layer, Python) and (step.inputs is None or step.bottoms_changed(self.blobs)):
             self._backward_python(step, layer)
