@@ -75,10 +75,9 @@ def test_layers_become_boxes_and_in_place_layers_join_them() -> None:
     assert graph.boxes[1].rows[0].detail == "4 · 3×3 pad 1"
 
 
-def test_a_value_that_others_read_before_it_is_overwritten_keeps_its_box() -> None:
-    graph = graph_of(data() + conv("conv1", "data") + conv("side", "conv1") + relu("relu1", "conv1") + conv("conv2", "conv1"))
-    assert [box.name for box in graph.boxes] == ["data", "conv1", "side", "relu1", "conv2"]
-    assert {(a.source, a.target) for a in graph.arrows} == {(0, 1), (1, 2), (1, 3), (3, 4)}
+def test_a_layer_in_place_on_a_value_that_others_read_before_is_refused_as_by_caffe() -> None:
+    with pytest.raises(NetError, match="layer 'relu1': it writes its top 'conv1' in place, which layer 'side' reads before"):
+        graph_of(data() + conv("conv1", "data") + conv("side", "conv1") + relu("relu1", "conv1") + conv("conv2", "conv1"))
 
 
 @pytest.mark.parametrize("name", BUNDLED)
@@ -248,7 +247,7 @@ def test_weights_are_named_and_summarized() -> None:
 
 def test_the_page_follows_blobs_and_keys(tmp_path: Path) -> None:
     weights = {"b1_1": [np.array([0.5, 1.5], np.float32)]}
-    text = residual(6) + relu("late", "b0")  # overwrites a blob that others have read, so it has a box of its own
+    text = residual(6) + relu("late", "b0", "late")
     draw_graph(graph_of(text), tmp_path / "g.html", title="residual", weights=weights)
     script = """
       const text = (query) => [...document.querySelectorAll('#details ' + query)].map((node) => node.textContent).join('+');
@@ -263,7 +262,7 @@ def test_the_page_follows_blobs_and_keys(tmp_path: Path) -> None:
       done(out.join('|'));
     """
     result = run_in_page((tmp_path / "g.html").read_text(), script, tmp_path)
-    assert result == ("Inputs+Outputs|data+last+b0|first|data+b0_1+b0|b0_1+b0_r|first|b1_1+b1_r|0.5, 1.5|residual"), (
+    assert result == ("Inputs+Outputs|data+last+late|first|data+b0_1+b0|b0_1+b0_r|first|b1_1+b1_r|0.5, 1.5|residual"), (
         "net's inputs and outputs; a blob's layers; next and previous box; a folded block opened; its weights"
     )
 
