@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,8 @@ from onnx import helper
 from caffetools.engines.input_shapes import fill_free_axes
 from caffetools.engines.onnxruntime import open_session
 from caffetools.errors import ExportError
-from caffetools.layers.base import Shape
+from caffetools.layers.base import Shape, format_shape
+from caffetools.onnx.import_inline import RANDOM, has_branches, inline_branches, inline_functions, read_values
 from caffetools.onnx.model import tensor_array
 
 Array = NDArray[Any]
@@ -40,6 +41,7 @@ class Node:
         inputs: Names of its inputs; ``""`` for one that is left out.
         outputs: Names of its outputs.
         attributes: Attribute name → Python value; tensors as arrays.
+        domain: The operator's domain, ``""`` for ONNX's own.
     """
 
     op: str
@@ -47,6 +49,7 @@ class Node:
     inputs: list[str]
     outputs: list[str]
     attributes: dict[str, Any] = field(default_factory=dict)
+    domain: str = ""
 
     def error(self, reason: str) -> ImportFailed:
         """Return an error that names the node; to be raised."""
@@ -120,9 +123,27 @@ def prepare(model: onnx.ModelProto, input_shapes: Mapping[str, Shape] | None = N
         ImportFailed: A size is free and not given, or an input is not float32.
         ModelFileError: onnxruntime cannot load the model.
     """
-    model, opset = _runnable(model)
+    model, opset = _runnable(inline_functions(model))
     fixed = _fixed_inputs(model, dict(input_shapes or {}))
-    depends = _dependent_values(model, fixed)
+    random = np.random.RandomState(seed)
+    feed = {name: random.randn(*shape).astype(np.float32) for name, shape in fixed.items()}
+    depends, values = _run(model, feed)
+    while has_branches(model):
+        inlined = inline_branches(model, _constants(model, values, depends))
+        if inlined is None:
+            break
+        model = inlined
+        depends, values = _run(model, feed)
+    constants = _constants(model, values, depends)
+    shapes: dict[str, Shape] = {name: tuple(np.shape(value)) for name, value in (constants | values).items()}
+    nodes = [_node(proto) for proto in model.graph.node if any(name in depends for name in proto.output)]
+    outputs = [value.name for value in model.graph.output]
+    return ImportGraph(model.graph.name or "net", nodes, fixed, outputs, shapes, constants, values, opset)
+
+
+def _run(model: onnx.ModelProto, feed: Mapping[str, Array]) -> tuple[set[str], dict[str, Array]]:
+    """Run a model once; gives the values that depend on its inputs, and what every value is."""
+    depends = _dependent_values(model, feed)
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
     known = {value.name for value in exposed.graph.output}
@@ -130,17 +151,13 @@ def prepare(model: onnx.ModelProto, input_shapes: Mapping[str, Shape] | None = N
     exposed.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in made if name not in known)
     # Shapes that were inferred for other sizes would contradict the run.
     del exposed.graph.value_info[:]
-    session = open_session(exposed, fast=False)
-    random = np.random.RandomState(seed)
-    feed = {name: random.randn(*shape).astype(np.float32) for name, shape in fixed.items()}
-    values = session.run(feed)
+    values = open_session(exposed, fast=False).run(feed)
+    return depends, {**values, **feed}
+
+
+def _constants(model: onnx.ModelProto, values: Mapping[str, Array], depends: Collection[str]) -> dict[str, Array]:
     weights = {tensor.name: tensor_array(tensor) for tensor in model.graph.initializer}
-    values.update(feed)
-    constants = weights | {name: value for name, value in values.items() if name not in depends and name not in fixed}
-    shapes: dict[str, Shape] = {name: tuple(np.shape(value)) for name, value in (weights | values).items()}
-    nodes = [_node(proto) for proto in model.graph.node if any(name in depends for name in proto.output)]
-    outputs = [value.name for value in model.graph.output]
-    return ImportGraph(model.graph.name or "net", nodes, fixed, outputs, shapes, constants, values, opset)
+    return weights | {name: value for name, value in values.items() if name not in depends}
 
 
 def _runnable(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
@@ -181,6 +198,8 @@ def _fixed_inputs(model: onnx.ModelProto, given: dict[str, Shape]) -> dict[str, 
                 hint="export the model again without the nodes that convert pictures (for caffetools: without --preprocess)",
             )
         dims = value.type.tensor_type.shape.dim
+        if value.name in given:
+            _check_given(value, given[value.name])
         shape = given.get(value.name) or fill_free_axes(value.name, [int(dim.dim_value) for dim in dims], properties)
         if not shape or math.prod(shape) == 0:
             free = " x ".join(str(dim.dim_value or ("?" if axis else 1)) for axis, dim in enumerate(dims))
@@ -191,11 +210,23 @@ def _fixed_inputs(model: onnx.ModelProto, given: dict[str, Shape]) -> dict[str, 
     return fixed
 
 
-def _dependent_values(model: onnx.ModelProto, inputs: Mapping[str, Shape]) -> set[str]:
-    """Return the values that change with the inputs' values; a Shape does not, since sizes are fixed."""
+def _check_given(value: onnx.ValueInfoProto, shape: Shape) -> None:
+    """Raise where the shape that the user gives cannot be that of an input: another number of axes, or another size than a fixed one."""
+    if not value.type.tensor_type.HasField("shape"):
+        return
+    sizes = [int(dim.dim_value) for dim in value.type.tensor_type.shape.dim]
+    if len(sizes) == len(shape) and all(size in (0, own) for size, own in zip(sizes, shape, strict=True)):
+        return
+    own = " x ".join(str(size or "?") for size in sizes) or "a single number"
+    what = f"{len(shape)} axes" if len(sizes) != len(shape) else "other sizes where the model's are fixed"
+    raise ImportFailed(f"input '{value.name}' is {own} in the model, and {format_shape(shape)} has {what}", hint="correct --input-shape")
+
+
+def _dependent_values(model: onnx.ModelProto, inputs: Collection[str]) -> set[str]:
+    """Return the values that change with the inputs' values, or from run to run; a Shape does not, since sizes are fixed."""
     depends = set(inputs)
     for node in model.graph.node:
-        if node.op_type in ("Shape", "Size") or not any(name in depends for name in node.input):
+        if node.op_type in ("Shape", "Size") or not (node.op_type in RANDOM or any(name in depends for name in read_values(node))):
             continue
         depends.update(name for name in node.output if name)
     return depends
@@ -203,7 +234,7 @@ def _dependent_values(model: onnx.ModelProto, inputs: Mapping[str, Shape]) -> se
 
 def _node(proto: onnx.NodeProto) -> Node:
     attributes = {item.name: _plain(helper.get_attribute_value(item)) for item in proto.attribute}
-    return Node(proto.op_type, proto.name or proto.output[0], list(proto.input), list(proto.output), attributes)
+    return Node(proto.op_type, proto.name or proto.output[0], list(proto.input), list(proto.output), attributes, proto.domain)
 
 
 def _plain(value: object) -> Any:

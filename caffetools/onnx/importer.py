@@ -22,6 +22,7 @@ from caffetools.onnx import import_ops
 from caffetools.onnx.import_graph import ImportFailed, ImportGraph, Node, prepare
 from caffetools.onnx.import_layout import channels_first
 from caffetools.onnx.import_net import TARGETS, NetWriter, Target, clean_name, find_handler
+from caffetools.onnx.import_ops.refused import why_not
 from caffetools.onnx.import_patterns import merge_patterns
 from caffetools.onnx.model import load_model
 from caffetools.proto.binary import write_caffemodel
@@ -118,7 +119,7 @@ def import_model(
     for number, node in enumerate(graph.nodes, 1):
         handler = find_handler(node.op, graph.opset)
         if handler is None:
-            raise node.error("there are no Caffe layers for this operator; docs/onnx.md lists those that have some")
+            raise node.error(why_not(node.op, node.domain))
         handler(writer, node)
         if progress is not None:
             progress(number, len(graph.nodes))
@@ -136,6 +137,8 @@ def _finish(writer: NetWriter) -> dict[str, str]:
     values = list(dict.fromkeys(writer.graph.outputs))
     read = {blob for layer in writer.net.layer for blob in layer.bottom}
     # Two outputs may be one blob.
+    if fixed := [value for value in values if value in writer.graph.constants]:
+        raise ImportFailed(f"output '{fixed[0]}' is constant: nothing in it depends on an input, and a Caffe net has no such output")
     held = [writer.blob(end, value) for value in values]
     read.update(blob for blob in held if held.count(blob) > 1)
     given = {blob for layer in writer.net.layer[: len(writer.graph.inputs)] for blob in layer.top}

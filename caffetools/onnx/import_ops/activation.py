@@ -36,6 +36,9 @@ def same(writer: NetWriter, node: Node) -> None:
         raise node.error("a Caffe net has float values only")
     if any(name and writer.graph.readers(name) for name in node.outputs[1:]):
         raise node.error("its mask is used")
+    training = writer.constant(node, 2)
+    if node.op == "Dropout" and training is not None and bool(np.asarray(training).reshape(-1)[0]):
+        raise node.error("it drops values, as in training")
     writer.alias(node)
 
 

@@ -1,0 +1,104 @@
+"""Graphs inside nodes: functions and branches whose condition is constant are put into the graph; which outer values a body reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+from onnx import inliner
+
+# Operators that give other numbers in each run, so that their values are not constant even where no input is.
+RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"})
+
+
+def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with the bodies of its own functions in place of the nodes that call them."""
+    if not model.functions:
+        return model
+    inlined: onnx.ModelProto = inliner.inline_local_functions(model)
+    return inlined
+
+
+def read_values(node: onnx.NodeProto) -> set[str]:
+    """Return the values that a node reads, those that its bodies (of If, Loop, Scan) take from the graph around them included."""
+    read = {name for name in node.input if name}
+    for body in _bodies(node):
+        read |= _outer_values(body)
+    return read
+
+
+def has_branches(model: onnx.ModelProto) -> bool:
+    """Return whether a node of the graph is an If."""
+    return any(node.op_type == "If" and not node.domain for node in model.graph.node)
+
+
+def inline_branches(model: onnx.ModelProto, constants: Mapping[str, NDArray[Any]]) -> onnx.ModelProto | None:
+    """Return a copy in which every If of a constant condition is replaced by the nodes of its branch; None where no If has one."""
+    chosen = {
+        index: bool(constants[node.input[0]].reshape(-1)[0])
+        for index, node in enumerate(model.graph.node)
+        if node.op_type == "If" and not node.domain and node.input[0] in constants
+    }
+    if not chosen:
+        return None
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.node[:]
+    for index, node in enumerate(model.graph.node):
+        if index not in chosen:
+            result.graph.node.add().CopyFrom(node)
+            continue
+        wanted = "then_branch" if chosen[index] else "else_branch"
+        branch = next(item.g for item in node.attribute if item.name == wanted)
+        _put_in(result.graph, node, branch, f"{node.name or node.output[0]}/")
+    return result
+
+
+def _put_in(graph: onnx.GraphProto, node: onnx.NodeProto, branch: onnx.GraphProto, prefix: str) -> None:
+    """Add the nodes of an If's branch to ``graph``; values of the branch get ``prefix``, its outputs the names of the If's."""
+    own = {name for inner in branch.node for name in inner.output if name}
+    own |= {tensor.name for tensor in (*branch.initializer, *(sparse.values for sparse in branch.sparse_initializer))}
+    renamed = {name: prefix + name for name in own}
+    for tensor in branch.initializer:
+        added = graph.initializer.add()
+        added.CopyFrom(tensor)
+        added.name = renamed[tensor.name]
+    for inner in branch.node:
+        copied = graph.node.add()
+        copied.CopyFrom(inner)
+        copied.name = prefix + inner.name if inner.name else ""
+        _rename(copied, renamed)
+    for source, name in zip(branch.output, node.output, strict=False):
+        if name:
+            graph.node.add(op_type="Identity", name=prefix + name, input=[renamed.get(source.name, source.name)], output=[name])
+
+
+def _rename(node: onnx.NodeProto, renamed: Mapping[str, str]) -> None:
+    """Give a node's values other names, in its bodies too, unless a body has a value of its own by that name."""
+    for names in (node.input, node.output):
+        names[:] = [renamed.get(name, name) for name in names]
+    for body in _bodies(node):
+        rest = {name: new for name, new in renamed.items() if name not in _own_values(body)}
+        for value in body.output:
+            value.name = rest.get(value.name, value.name)
+        for inner in body.node:
+            _rename(inner, rest)
+
+
+def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for item in node.attribute:
+        if item.type == onnx.AttributeProto.GRAPH:
+            yield item.g
+        yield from item.graphs
+
+
+def _own_values(body: onnx.GraphProto) -> set[str]:
+    made = {name for node in body.node for name in node.output}
+    return made | {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
+
+
+def _outer_values(body: onnx.GraphProto) -> set[str]:
+    read = {value.name for value in body.output}.union(*(read_values(node) for node in body.node))
+    return read - _own_values(body)

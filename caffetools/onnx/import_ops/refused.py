@@ -1,0 +1,72 @@
+"""Why an operator has no Caffe layers, for those that models do have."""
+
+from __future__ import annotations
+
+from caffetools.onnx.import_inline import RANDOM
+
+_BY_REASON = {
+    "Caffe has no layer that repeats others or chooses between them, so only an If of a constant condition can be converted": (
+        "If",
+        "Loop",
+        "Scan",
+    ),
+    "it gives other numbers in each run": tuple(RANDOM),
+    "Caffe's recurrent layers are LSTM, and an RNN with a layer behind it that this one does not have": ("GRU", "RNN"),
+    "how many values it gives depends on the input, and a Caffe blob's shape does not": (
+        "NonMaxSuppression",
+        "NonZero",
+        "Compress",
+        "Unique",
+    ),
+    "of equal values Caffe's ArgMax takes the last, and TopK the first": ("TopK",),
+    "Caffe has no layer that compares values and keeps the answers": (
+        "And",
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "IsInf",
+        "IsNaN",
+        "Less",
+        "LessOrEqual",
+        "Not",
+        "Or",
+        "Where",
+        "Xor",
+    ),
+    "Caffe has no layer that rounds values": ("Ceil", "Floor", "Mod", "Round", "Sign"),
+    "Caffe has no layer that computes with integers": (
+        "ConvInteger",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
+        "QLinearConv",
+        "QLinearMatMul",
+        "QuantizeLinear",
+    ),
+    "Caffe has no trigonometric layers": ("Acos", "Asin", "Atan", "Cos", "Cosh", "Sin", "Sinh", "Tan"),
+    "Caffe has no layer that reads places which are computed": (
+        "GatherElements",
+        "GridSample",
+        "MaxRoiPool",
+        "MaxUnpool",
+        "RoiAlign",
+        "ScatterElements",
+        "ScatterND",
+    ),
+    "a Caffe net has no sequences of blobs": ("ConcatFromSequence", "SequenceAt", "SequenceConstruct", "SplitToSequence"),
+}
+_HINTS = {
+    "QuantizeLinear": "import the model as it was before it was quantized",
+    "DequantizeLinear": "import the model as it was before it was quantized",
+    "NonMaxSuppression": "export the model without the steps behind its scores and boxes",
+    "TopK": "export the model without the steps behind its scores and boxes",
+}
+_REASONS = {op: reason for reason, ops in _BY_REASON.items() for op in ops}
+
+
+def why_not(op: str, domain: str) -> str:
+    """Return why there are no layers for an operator, and what to do where something can be done."""
+    if domain:
+        return f"the domain '{domain}' is not ONNX's own, and what its operators compute is not known"
+    reason = _REASONS.get(op, "there are no Caffe layers for this operator; docs/onnx.md lists those that have some")
+    return f"{reason}; {_HINTS[op]}" if op in _HINTS else reason
