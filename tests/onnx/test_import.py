@@ -200,7 +200,7 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
         model("Transpose", (1, 2100, 2, 2101), perm=[0, 2, 3, 1]),
         "BVLC Caffe has no layer that moves axes, and Slice would need 2100 parts; --target ssd or any has Permute",
     ),
-    "an operator without layers": (model("Floor", MAPS), "there are no Caffe layers for this operator"),
+    "an operator without layers": (model("Floor", MAPS), "Caffe has no layer that rounds values"),
     "pooling over three axes": (model("MaxPool", (1, 2, 4, 4, 4), kernel_shape=[2, 2, 2]), "Caffe pools maps of 2 axes only, not 3"),
     "dilated pooling": (model("MaxPool", MAPS, kernel_shape=[2, 2], dilations=[2, 2]), "Caffe's pooling has no dilation"),
     "padding by a huge number": (
