@@ -44,7 +44,7 @@ def table(cards: list[ModelCard]) -> list[str]:
         summary = summarize(read_net(card.network("deploy")), shapes={"": (1, *card.input.shape)})
         accuracy = card.accuracy
         top = [f"{value:.1f}" if value else "–" for value in ((accuracy.top1, accuracy.top5) if accuracy else (None, None))]
-        size = " x ".join(map(str, card.input.shape))
+        size = "\u00a0x\u00a0".join(map(str, card.input.shape))  # A size has one line in a narrow table.
         lines.append(
             f"| `{short_name(card.name)}` | {size} | {shortened(summary.parameters)} | {shortened(summary.macs)} "
             f"| {top[0]} | {top[1]} | {card.licence} |"

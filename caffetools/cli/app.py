@@ -20,7 +20,7 @@ import typer
 
 import caffetools
 from caffetools.cli.caffe_names import modern
-from caffetools.cli.commands import HELP_FLAGS, Commands, is_answer
+from caffetools.cli.commands import HELP_FLAGS, Commands, HelpForm, is_answer
 from caffetools.cli.gflags import translate
 from caffetools.cli.interrupts import noted_interrupts
 from caffetools.cli.usage import UsageError, usage_error_text
@@ -54,7 +54,8 @@ def _options(
 
 def main() -> None:
     """Run the command line; errors that the user can fix are one line on stderr and exit code 2 (1 for a failed run)."""
-    arguments, taken = take_global_options(_spelled_out(sys.argv[1:]))
+    arguments, taken = take_global_options(sys.argv[1:])
+    arguments = _spelled_out(arguments)
     _prepare_streams()
     limit_openmp()
     if not arguments:
@@ -72,9 +73,9 @@ def _run(arguments: list[str], taken: set[str], interrupts: list[int]) -> int:
             arguments, remark = modern(arguments)
             if remark and "--quiet" not in taken:
                 _write_error(f"note: {remark}")
-            line = translate(arguments or _without_arguments())
+            line, as_json = take_json_of_help(translate(arguments or _without_arguments()))
             _set_verbosity(line, quiet="--quiet" in taken, verbose="--verbose" in taken)
-            code = app(line, prog_name="caffetools", standalone_mode=False)
+            code = app(line, prog_name="caffetools", standalone_mode=False, obj=HelpForm(as_json=as_json))
         finally:
             # Here, where a full disk can still be reported; a flush at the interpreter's exit ends with a traceback.
             sys.stdout.flush()
@@ -239,7 +240,7 @@ def take_global_options(arguments: list[str]) -> tuple[list[str], set[str]]:
 
     Behind ``run`` they belong to it or to its script. ``-v N`` is glog's flag.
     """
-    command = next((index for index, argument in enumerate(arguments) if not argument.startswith("-")), len(arguments))
+    command = _first_word(arguments, 0)
     # run has them as options of its own, which stand before the script.
     ours = command if arguments[command : command + 1] == ["run"] else len(arguments)
     if "--" in arguments[:ours]:
@@ -252,3 +253,18 @@ def take_global_options(arguments: list[str]) -> tuple[list[str], set[str]]:
         else:
             kept.append(argument)
     return kept + arguments[ours:], taken
+
+
+def take_json_of_help(arguments: list[str]) -> tuple[list[str], bool]:
+    """Take ``--json`` from a command line that asks for help; whether it was there. Behind ``run SCRIPT`` both are the script's."""
+    command = _first_word(arguments, 0)
+    ours = _first_word(arguments, command + 1) if arguments[command : command + 1] == ["run"] else len(arguments)
+    before = arguments[:ours]
+    if "--json" not in before or not set(HELP_FLAGS) & set(before):
+        return arguments, False
+    return [word for word in before if word != "--json"] + arguments[ours:], True
+
+
+def _first_word(arguments: list[str], start: int) -> int:
+    """Return the index of the first argument from ``start`` on that is not an option; the number of arguments without one."""
+    return next((index for index in range(start, len(arguments)) if not arguments[index].startswith("-")), len(arguments))

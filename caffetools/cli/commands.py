@@ -49,6 +49,16 @@ class Entry(NamedTuple):
         return _summary(self.module, self.attribute or self.module)
 
 
+class HelpForm(NamedTuple):
+    """How help is written, as the object of the context.
+
+    Attributes:
+        as_json: As JSON in place of panels.
+    """
+
+    as_json: bool = False
+
+
 HELP_FLAGS = ["-h", "--help"]
 _END_TO_END, _DATA, _NETS, _TRAINING = "End to end", "Data", "Networks", "Training"
 _INFERENCE, _CONVERSION, _ENVIRONMENT = "Inference", "Export and conversion", "Environment"
@@ -323,9 +333,11 @@ def _parse_args(command: TyperCommand | TyperGroup, ctx: typer.Context, args: li
 
 def _write_help(command: Command, ctx: typer.Context, formatter: object) -> None:
     """Write a command's help in place of typer's ``format_help``; rich is imported for it only."""
-    from caffetools.cli.help import write_help
+    from caffetools.cli.help import write_help, write_help_as_json
 
-    write_help(command, ctx)
+    form = ctx.find_root().obj
+    write = write_help_as_json if isinstance(form, HelpForm) and form.as_json else write_help
+    write(command, ctx)
 
 
 def flowing(docstring: str) -> str:

@@ -247,7 +247,7 @@ def synthesize(
     seed: Seed = 0, mean: Mean = None, scale: Scale = None, labels: Labels = None,
     device: Device = "auto", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
 ) -> None:  # fmt: skip
-    """Make pictures that a unit prefers, by regularised gradient ascent."""
+    """Make pictures that a unit prefers, by regularized gradient ascent."""
     from caffetools.visualize.explanations import score_blob, unit_name
     from caffetools.visualize.panels import Panel, enlarge, panels_figure
     from caffetools.visualize.synthesis import synthesize as make

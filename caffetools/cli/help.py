@@ -68,6 +68,32 @@ def write_help(command: Command, context: Context) -> None:
         console.print(Padding("\n".join(broken(text, console.width - 2)) if text.startswith("Example: ") else text, (0, 1)))
 
 
+def write_help_as_json(command: Command, context: Context) -> None:
+    """Write what :func:`write_help` writes to stdout as a JSON object.
+
+    It has ``command``, ``usage``, ``help``, ``examples`` (command lines) and ``panels``: title → a ``name`` and its ``help`` for each
+    argument, option or command.
+
+    Args:
+        command: A command of typer.
+        context: Its context.
+    """
+    from caffetools.cli.show import print_json
+
+    paragraphs = [" ".join(paragraph.split()) for paragraph in (command.help or "").split("\n\n")]
+    epilog = (command.epilog or "").split("\n")
+    panels = _panels(command, context)
+    print_json(
+        {
+            "command": context.command_path,
+            "usage": _usage(command, context).plain.removeprefix("Usage: "),
+            "help": "\n\n".join(Text.from_markup(paragraph).plain for paragraph in paragraphs if paragraph),
+            "examples": [line.removeprefix("Example: ") for line in epilog if line.startswith("Example: ")],
+            "panels": {title: [{"name": name.plain, "help": effect.plain} for name, effect in rows] for title, rows in panels.items()},
+        }
+    )
+
+
 def broken(command: str, width: int) -> list[str]:
     r"""Return the lines of a command that a shell still reads as one: broken between words, with ``\`` at the end of all but the last.
 

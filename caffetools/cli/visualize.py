@@ -57,7 +57,7 @@ def filters(
     ] = None,
     show: Show = False,
 ) -> None:
-    """Draw a layer's filters as tiles: in colour for the first layer of a colour network, else a grey tile for each channel."""
+    """Draw a layer's filters as tiles: in colour for the first layer of a colour network, else a gray tile for each channel."""
     from caffetools.visualize.filters import filter_changes_figure, filters_figure, find_weights
 
     shape = _shape(picture) if picture else None

@@ -40,7 +40,7 @@ class Preprocessor:
 
     def __init__(self, shape: Shape, how: Preprocessing):
         if len(shape) != 4 or shape[1] not in (1, 3):
-            raise DataError(f"the net's input is {format_shape(shape)}; pictures need N x 3 x H x W, or N x 1 x H x W for grey")
+            raise DataError(f"the net's input is {format_shape(shape)}; pictures need N x 3 x H x W, or N x 1 x H x W for gray")
         self.shape, self.how = shape, how
         self.channels, self.height, self.width = shape[1:]
         mean = how.mean_image

@@ -20,7 +20,7 @@ def as_index(
     """Return ``labels`` (float32, any shape) as int64 indices that are safe to gather with; ignored ones become 0.
 
     Values are truncated to integers, as Caffe's casts do. On the CPU a label outside of 0 … classes − 1 raises. On a GPU that
-    would cost a synchronisation in every pass, so there the caller gets the places instead, and makes its result NaN.
+    would cost a synchronization in every pass, so there the caller gets the places instead, and makes its result NaN.
 
     Returns:
         The indices, and where they were outside (None on the CPU, where that can't be).

@@ -44,7 +44,7 @@ class Deferred:
         self._inputs: dict[str, Tensor] = {}
         self._copies: dict[str, Tensor] = {}
         self._borrowed: set[str] = set()
-        # One object for all storages, by which each is recognised.
+        # One object for all storages, by which each is recognized.
         self._settle, self._recall = self.settle, self.copy_inputs
         for name, storage in storages.items():
             storage.defer(plan.blob_shapes[name], self._settle)

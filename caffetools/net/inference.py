@@ -77,7 +77,7 @@ class InferencePlans:
         self._plans: OrderedDict[tuple[object, ...], InferencePlan | None] = OrderedDict()
         self._weights: tuple[object, ...] = ()
         self._storages: list[dict[str, Parameter | None]] = []
-        # The parameters that were found last, and what they were recognised by.
+        # The parameters that were found last, and what they were recognized by.
         self._found: list[Tensor] = []
         self._known: list[Parameter | None] = []
         # last_observation() when no layer was found to be observed.

@@ -96,7 +96,7 @@ def remarks_on(confusion: Confusion) -> list[str]:
     missed = [score.name for score in confusion.scores() if score.pictures and not score.right]
     # At chance level that holds for most classes and adds nothing.
     if missed and not is_chance_level(confusion.accuracy, len(confusion.names), confusion.total):
-        remarks.append(f"{_classes(missed, 'is', 'are')} never recognised on the held-out images.")
+        remarks.append(f"{_classes(missed, 'is', 'are')} never recognized on the held-out images.")
     return remarks
 
 

@@ -125,7 +125,7 @@ def report_of(title: str, summary: str, runs: Sequence[RunRecord], steps: Sequen
 
 def _verdict(item: RunRecord) -> str:
     confusion = item.evaluation.confusion
-    text = f"{item.model} recognises {confusion.accuracy:.1%} of {confusion.total} images that it was not trained on; "
+    text = f"{item.model} recognizes {confusion.accuracy:.1%} of {confusion.total} images that it was not trained on; "
     text += f"guessing gives {1 / len(confusion.names):.1%}."
     if item.onnx is not None:
         text += " The ONNX file gives the same numbers." if item.onnx.passed else " The ONNX file gives other numbers: do not use it."

@@ -28,7 +28,7 @@ def grad_cam(
         inputs: Values of the net's other inputs that the blob depends on, by name.
 
     Returns:
-        (H, W) float32 at the layer's resolution, not normalised.
+        (H, W) float32 at the layer's resolution, not normalized.
 
     Raises:
         NetError: the net has no such layer or blob, several layers of this name, or the unit does not depend on the layer.
@@ -54,7 +54,7 @@ def grad_cam_plus_plus(
         inputs: Values of the net's other inputs that the blob depends on, by name.
 
     Returns:
-        (H, W) float32 at the layer's resolution, not normalised.
+        (H, W) float32 at the layer's resolution, not normalized.
 
     Raises:
         NetError: the net has no such layer or blob, several layers of this name, or the unit does not depend on the layer.

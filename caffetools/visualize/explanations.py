@@ -142,7 +142,7 @@ def explanations_figure(
     if len(laid) < len(explained.maps):
         caption += " Gradient maps: the largest absolute value over the channels, from dark blue (0) to yellow."
     if laid:
-        caption += " Over the grey picture: how much each part supports the unit, from dark blue (0) to yellow"
+        caption += " Over the gray picture: how much each part supports the unit, from dark blue (0) to yellow"
         signed = any(heat.min() < 0 for heat in laid)
         caption += "; where some oppose it, from purple (against) over white (0) to orange (for)." if signed else "."
     return panels_figure(panels, f"Why {name}?  ·  {prepared.name}", caption + _top(model, prepared), theme=theme), caption

@@ -42,7 +42,7 @@ def synthesize(
     events: EventSink = ignore,
     cancel: CancelToken | None = None,
 ) -> Pixels:
-    """Make a picture that activates a unit, by regularised gradient ascent (Yosinski et al. 2015; Mordvintsev et al. 2015).
+    """Make a picture that activates a unit, by regularized gradient ascent (Yosinski et al. 2015; Mordvintsev et al. 2015).
 
     Args:
         model: The net.

@@ -123,7 +123,7 @@ def filter_sheet(
         scale = layout.scale()
     each = f"Each {words[0]} is scaled by its own largest weight"
     scaling = each if normalise == "each" else "All are scaled by the largest weight of the layer"
-    caption = f"{caption[0].upper()}{caption[1:]}. {scaling}; the middle grey is 0."
+    caption = f"{caption[0].upper()}{caption[1:]}. {scaling}; the middle gray is 0."
     return Sheet(layout.draw(scale, gap), scale, caption, *layout.numbers(scale))
 
 

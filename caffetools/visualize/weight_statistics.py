@@ -77,7 +77,7 @@ class WeightStatistics:
 
     @property
     def effective_rank(self) -> float | None:
-        """The exponential of the entropy of the normalised singular values (Roy, Vetterli 2007); None without a spectrum."""
+        """The exponential of the entropy of the normalized singular values (Roy, Vetterli 2007); None without a spectrum."""
         total = self.spectrum.sum()
         if not total > 0:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -75,6 +76,35 @@ def test_every_option_of_a_name_reads_alike(words: tuple[str, ...]) -> None:
         assert not re.search(r"\[\w", text), f"{param.name}: {text}"
         assert not re.search(r"repeatable|; may be repeated|; else |Default:|; default:", text), text
         assert not text or text.endswith("."), f"{param.name}: {text}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["help zoo list --json", "zoo list --help --json", "help --json zoo list", "zoo list --json -h", "-q help zoo list --json"],
+)
+def test_help_is_json_where_it_is_asked_for(line: str) -> None:
+    answer = json.loads(run_well(*line.split()).stdout)
+    assert answer["command"] == "caffetools zoo list"
+    assert answer["usage"] == "caffetools zoo list [OPTIONS]"
+    assert answer["examples"] == ["caffetools zoo list"]
+    assert "--json" in [option["name"] for option in answer["panels"]["Options"]]
+
+
+@pytest.mark.parametrize("words", [(), *COMMANDS], ids=" ".join)
+def test_the_json_of_every_commands_help_has_what_its_text_has(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    text = run_well(*words, "--help").stdout
+    answer = json.loads(run_well(*words, "--help", "--json").stdout)
+    assert answer["command"] == " ".join(("caffetools", *words)) and answer["help"].split("\n\n")[0] in text
+    rows = [row for panel in answer["panels"].values() for row in panel]
+    assert rows and all(row["name"] in text and row["help"] in " ".join(text.split()) for row in rows)
+
+
+def test_help_and_json_behind_a_script_are_the_scripts(tmp_path: Path) -> None:
+    script = tmp_path / "words.py"
+    script.write_text("import sys; print(sys.argv[1:])")
+    assert run_well("run", str(script), "--help", "--json").stdout == "['--help', '--json']\n"
+    assert json.loads(run_well("help", "run", "--json").stdout)["command"] == "caffetools run"
 
 
 def test_the_commands_are_in_panels_in_the_order_in_which_they_are_met() -> None:

@@ -87,15 +87,15 @@ def test_the_trend_of_a_log_by_hand() -> None:
     assert trend.train == (pytest.approx(np.mean(FALLING[:4])), pytest.approx(np.mean(FALLING[-4:])))
 
 
-def test_classes_that_are_never_recognised_or_never_measured_are_named() -> None:
+def test_classes_that_are_never_recognized_or_never_measured_are_named() -> None:
     names = ["a", "b", "c", "d"]
     remarks = remarks_on(Confusion.from_labels([0] * 20 + [1] * 20 + [2] * 5, [0] * 20 + [1] * 20 + [0] * 5, names))
     assert remarks == [
         "The class d has no held-out image, so nothing is known about it.",
-        "The class c is never recognised on the held-out images.",
+        "The class c is never recognized on the held-out images.",
     ]
     several = remarks_on(Confusion.from_labels([0] * 40 + [1, 2, 3], [0] * 43, names))
-    assert several == ["3 classes (b, c, d) are never recognised on the held-out images."]
+    assert several == ["3 classes (b, c, d) are never recognized on the held-out images."]
 
 
 def test_at_chance_level_only_that_is_stated() -> None:

@@ -127,7 +127,7 @@ def test_inner_products_are_histograms_or_tiles_of_the_picture_they_see() -> Non
         layer_sheet(layer, picture_shape=(3, 2, 3))
 
 
-def test_old_inner_products_with_four_axes_are_recognised_by_their_type() -> None:
+def test_old_inner_products_with_four_axes_are_recognized_by_their_type() -> None:
     net = NetParameter()
     net.layers.add(name="ip", type=14)  # INNER_PRODUCT
     from caffetools.proto.model import Caffemodel
