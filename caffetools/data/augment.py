@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ PathLike = str | os.PathLike[str]
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Range = tuple[float, float]
+
+_TORCHVISION = (0, 24)  # the first release with boxes that are not cut at the border
 
 # Eigenvalues and eigenvectors (columns) of the colors of ImageNet, RGB from 0 to 1 (Krizhevsky et al., 2012).
 _EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
@@ -196,6 +199,12 @@ def config_of_fork(param: TransformationParameter) -> AugmentConfig:
     )
 
 
+def release_of(version: str) -> tuple[int, int]:
+    """Return major and minor of a version such as ``"0.24.1+cpu"``; zeros where it has other words."""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+
+
 class Augmenter:
     """Draws and applies an augmentation.
 
@@ -203,14 +212,18 @@ class Augmenter:
         config: What to draw.
 
     Raises:
-        DataError: torchvision is not installed.
+        DataError: torchvision is not installed, or is older than 0.24.
     """
 
     def __init__(self, config: AugmentConfig):
+        hint = "pip install -U 'caffetools[augment]'"
         try:
-            import torchvision  # noqa: F401
+            import torchvision
         except ImportError:
-            raise DataError("augmentation needs torchvision", hint="pip install 'caffetools[augment]'") from None
+            raise DataError("augmentation needs torchvision", hint=hint) from None
+        if release_of(torchvision.__version__) < _TORCHVISION:
+            wanted = ".".join(map(str, _TORCHVISION))
+            raise DataError(f"augmentation needs torchvision {wanted} or newer; {torchvision.__version__} is installed", hint=hint)
         self.config = config
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:

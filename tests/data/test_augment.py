@@ -32,6 +32,15 @@ def square(top: int = 14, left: int = 20, side: int = 12) -> tuple[Any, Any, Any
     return image, box, np.float32([[(left + side / 2) / 60, (top + side / 2) / 40]])
 
 
+def test_a_torchvision_without_what_is_needed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchvision.__version__", "0.21.0+cu124")
+    with pytest.raises(DataError, match=r"augmentation needs torchvision 0\.24 or newer; 0\.21\.0\+cu124 is installed") as caught:
+        Augmenter(AugmentConfig(rotation=1))
+    assert "caffetools[augment]" in str(caught.value)
+    monkeypatch.setattr("torchvision.__version__", "0.24.0a0")
+    Augmenter(AugmentConfig(rotation=1))
+
+
 def test_the_defaults_change_nothing_and_draw_nothing() -> None:
     augmenter, rng = Augmenter(AugmentConfig()), np.random.default_rng(3)
     image = picture()
