@@ -120,9 +120,9 @@ def measure_test(param: NetParameter) -> Figures:
         later = least(lambda: net(batch))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.caffemodel"
-        # Nearly all of it is the system's copy to its cache, which varies by several times.
+        # Nearly all of both is the system's copying from and to its cache, which varies by several times.
         writing = min(once(lambda: save_weights(net, path))[0] for _ in range(3))
-        reading, _ = once(lambda: load_weights(net, path))
+        reading = min(once(lambda: load_weights(net, path))[0] for _ in range(3))
     return {"build the net": building, "first TEST pass": first, "TEST pass": later, "write weights": writing, "read weights": reading}
 
 

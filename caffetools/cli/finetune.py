@@ -28,10 +28,10 @@ def finetune(
     exports ONNX, verifies it, and writes a report. An interrupted run resumes when the same command is given again.
     """
     from caffetools.events import ignore
-    from caffetools.net.malloc_tuning import disable_malloc_trim, return_large_blocks
+    from caffetools.net.malloc_tuning import tune_for_training
     from caffetools.project.finetune import finetune as run
 
-    _ = return_large_blocks() if config.checkpoint_memory else disable_malloc_trim()
+    tune_for_training(little_memory=config.checkpoint_memory)
     if config.weights is not None:
         config = dataclasses.replace(config, weights=weights_file(config.weights))
     with TerminalSink() as terminal:

@@ -150,13 +150,13 @@ def _train(
     options: dict[str, Any],
 ) -> TrainResult | None:
     """Train; None in a process that is not the main one."""
-    from caffetools.net.malloc_tuning import disable_malloc_trim, return_large_blocks
+    from caffetools.net.malloc_tuning import tune_for_training
     from caffetools.solver import launch
     from caffetools.solver import run as training
     from caffetools.solver.signals import Signals
     from caffetools.solver.strategy import is_main, join
 
-    _ = return_large_blocks() if compute.checkpoint_memory else disable_malloc_trim()
+    tune_for_training(little_memory=compute.checkpoint_memory)
     signals = Signals(*effects)
     code = launch.relaunch(processes, gpu, sys.argv[1:], restarts)
     if code is not None:

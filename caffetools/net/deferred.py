@@ -62,11 +62,14 @@ class Deferred:
         """Return whether a pass by ``plan`` may use this object, which :meth:`is_whole`."""
         return plan is self._plan and bool(self._storages)
 
-    def borrow_inputs(self) -> None:
-        """Take the present values of the inputs as those of the pass."""
+    def borrow_inputs(self, replaced: Mapping[str, Tensor]) -> None:
+        """Take the present values of the inputs as those of the pass, but for those that it ``replaced``, whose former values are given."""
         if not self._storages:
             return
         for name, storage in self._lenders.items():
+            if name in replaced:
+                self._inputs[name] = replaced[name]
+                continue
             self._inputs[name] = storage.peek()
             self._borrowed.add(name)
             if not storage.lend(self._recall):

@@ -36,6 +36,16 @@ def disable_malloc_trim(device: str | torch.device = "cpu") -> bool:
     return False
 
 
+def tune_for_training(*, little_memory: bool) -> bool:
+    """Prepare a process that trains on the CPU: see :func:`disable_malloc_trim`, or for ``little_memory`` :func:`return_large_blocks`, with the pool of pages."""
+    if not little_memory:
+        return disable_malloc_trim()
+    from caffetools.layers.buffers import recycle_pages
+
+    recycle_pages()
+    return return_large_blocks()
+
+
 def return_freed_memory() -> None:
     """Give memory that was freed back to the system, where the C library has a call for it (glibc)."""
     from caffetools.layers.buffers import release_pages

@@ -115,19 +115,29 @@ def overwrites_seen_blobs(net: Net) -> bool:
     return False
 
 
-def overwrites_inputs(net: Net) -> bool:
-    """Return whether a layer in place writes to an input of ``net``, or to a blob in its memory: the next pass begins with what it left there."""
-    inside = set(net.inputs)
+def overwritten_inputs(net: Net) -> list[str] | None:
+    """Return the inputs of ``net`` that a layer in place writes to: the next pass begins with what it left there.
+
+    None where another blob lies in the memory of such an input, too.
+    """
+    holders = {name: name for name in net.inputs}
+    overwritten: set[str] = set()
+    shared: set[str] = set()
     for layer in net.layers:
         if layer.IS_DATA or not layer.bottoms:
             continue
-        inner = layer.bottoms[0] in inside
-        if inner and is_in_place(layer) and not layer.shares_memory():
-            return True
-        inside.difference_update(layer.tops)
-        if inner and layer.shares_data():
-            inside.update(layer.tops)
-    return False
+        holder = holders.get(layer.bottoms[0])
+        if holder is not None and is_in_place(layer) and not layer.shares_memory():
+            overwritten.add(holder)
+            continue
+        for top in layer.tops:
+            holders.pop(top, None)
+        if holder is not None and layer.shares_data():
+            shared.add(holder)
+            holders.update(dict.fromkeys(layer.tops, holder))
+    if overwritten & (shared | set(net.outputs)):
+        return None
+    return [name for name in net.inputs if name in overwritten]
 
 
 @dataclass(frozen=True)
@@ -178,7 +188,7 @@ def deferrable(net: Net, memories: Sequence[OutputMemory]) -> list[str] | None:
     """
     inputs = set(net.inputs)
     # Who writes to an output in the memory of an input writes to the input.
-    if overwrites_seen_blobs(net) or overwrites_inputs(net) or any(not inputs.isdisjoint(memory.others) for memory in memories):
+    if overwrites_seen_blobs(net) or overwritten_inputs(net) is None or any(not inputs.isdisjoint(memory.others) for memory in memories):
         return None
     made = {*net.inputs, *net.outputs, *(name for memory in memories for name in memory.others)}
     return [name for name in net.blob_shapes if name not in made]

@@ -71,6 +71,7 @@ class Stepwise:
         self._fill_constants()
         self._output_memories = shared_blobs.output_memories(net)
         self._inner_blobs = self._find_inner_blobs()
+        self._overwritten = shared_blobs.overwritten_inputs(net) or []
         self._deferred: Deferred | None = None
 
     # ---- running ----
@@ -209,30 +210,30 @@ class Stepwise:
         if deferred is None and any(self.blobs[name].data.has_live_view for name in inner):
             return False
         storages = {name: self.blobs[name].data for name in self.net.inputs}
-        inputs = {name: storage.peek() for name, storage in storages.items()}
+        kept = {name: storages[name].shared_value() for name in self._overwritten}
+        inputs = {name: kept[name] if name in kept else storage.peek() for name, storage in storages.items()}
         with torch.no_grad():
             plan = self.net.plan({name: tuple(value.shape) for name, value in inputs.items()})
             if not all(memory.may_join(self.blobs, plan.blob_shapes) for memory in self._output_memories):
                 return False
-            results = self.net.inference.run(plan, inputs, self.net.outputs)
+            results = self.net.inference.run(plan, inputs, (*self.net.outputs, *self._overwritten))
         if results is None:
             return False
         for name, result in results.items():
-            if name not in inputs:
+            if name not in inputs or name in kept:
                 self.blobs[name].data.store(result, owned=True)
         for memory in self._output_memories:
             memory.join(self.blobs, plan.blob_shapes)
         if deferred is None or not deferred.stands_for(plan):
             join = partial(shared_blobs.share_after_pass, self.steps, self.blobs, frozenset(self.net.outputs))
             deferred = self._deferred = Deferred(self.net, plan, storages, {name: self.blobs[name].data for name in inner}, join)
-        deferred.borrow_inputs()
+        deferred.borrow_inputs(kept)
         return True
 
     def _find_inner_blobs(self) -> list[str] | None:
         """Return the blobs that are neither inputs nor outputs; None where a pass cannot be fused: it has losses, or makes its inputs."""
-        if self.net.phase != TEST or any(step.needs_backward for step in self.steps) or self.net.loss_weights:
-            return None
-        if any(step.layer.IS_DATA and not set(step.layer.tops) <= kept_tops(step.layer, self.blobs) for step in self.steps):
+        makes_inputs = any(step.layer.IS_DATA and not set(step.layer.tops) <= kept_tops(step.layer, self.blobs) for step in self.steps)
+        if makes_inputs or self.net.phase != TEST or any(step.needs_backward for step in self.steps) or self.net.loss_weights:
             return None
         return shared_blobs.deferrable(self.net, self._output_memories)
 

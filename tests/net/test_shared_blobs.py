@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from caffetools.errors import ExportError, NetError
+from caffetools.layers import native, native_conv
 from caffetools.layers.blob_storage import ParameterStorage
 from caffetools.layers.tensor_storage import TensorStorage
 from caffetools.net.net import Net
@@ -400,3 +401,26 @@ def test_a_reshape_between_two_passes_leaves_what_a_layer_in_place_has_overwritt
         run.reshape()
     run.forward()
     assert [get(run, name) for name in ("a", "b", "c")] == [0, 0, 0]
+
+
+FIRST = """ layer { name: "p" type: "Power" bottom: "data" top: "data" power_param { scale: 2 shift: 1 } }
+layer { name: "before" type: "Convolution" bottom: "data" top: "m" convolution_param { num_output: 1 kernel_size: 1 weight_filler { value: 1 } } }"""
+
+
+@pytest.mark.skipif(not native_conv.available(), reason=native.status())
+@pytest.mark.parametrize("held", [False, True])
+def test_a_net_with_a_layer_in_place_on_its_input_is_fused_and_leaves_its_values_there(held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(DATA + FIRST + SUM.replace("BLOB", "m"))
+    put(run, "data", 1)
+    kept = run.blobs["data"].data_array() if held else None
+    layers: list[int] = []
+    monkeypatch.setattr(Stepwise, "_run", lambda run, step, record: layers.append(step.index))
+    for data in (3, 7, 15):
+        run.forward(record=False)
+        assert not layers
+        if data == 7:
+            continue  # two passes without a look at an inner blob
+        assert (get(run, "s"), get(run, "m"), get(run, "data")) == (3 * data, 3 * data, data)
+        assert kept is None or (kept == data).all()
+    put(run, "data", 2)
+    assert get(run, "m") == 45, "of the last pass"

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from caffetools.errors import ModelFileError
 from caffetools.events import Event, Progress
 from caffetools.proto.binary import read_solverstate
 from caffetools.solver.callbacks import Callback
+from caffetools.solver.checkpoints import run_state
 from caffetools.solver.checkpoints.resume import newest_snapshot
 from caffetools.solver.checkpoints.run_state import dumps, loads, read_run_state, run_state_path
 from caffetools.solver.control import RunControl
@@ -455,3 +457,23 @@ def test_weights_are_for_the_beginning_only(tmp_path: Path, monkeypatch: pytest.
     assert text.count("There is no snapshot out/net_iter_… to resume from; training starts from the beginning") == 1
     assert text.count("Layers loaded from start.caffemodel") == 1
     assert text.count("Resuming with the weights out/net_iter_4.caffemodel, not start.caffemodel") == 1
+
+
+def test_a_file_that_has_not_changed_is_read_once_for_its_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "net.caffemodel"
+    read: list[int] = []
+    crc32 = zlib.crc32
+
+    def counted(data: bytes, start: int) -> int:
+        read.append(len(data))
+        return crc32(data, start)
+
+    path.write_bytes(b"weights")
+    first = run_state.checksum(path)
+    path.write_bytes(b"Weights")
+    assert run_state.checksum(path) == crc32(b"Weights") != first, "it changed within the clock's step"
+    monkeypatch.setattr(run_state, "_SETTLED_NS", -1)
+    monkeypatch.setattr(zlib, "crc32", counted)
+    assert [run_state.checksum(path) for _ in range(3)] == [crc32(b"Weights")] * 3 and read == [7]
+    path.write_bytes(b"other weights")
+    assert run_state.checksum(path) == crc32(b"other weights")
