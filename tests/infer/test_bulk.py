@@ -86,7 +86,7 @@ def test_an_existing_folder_is_replaced_by_force_only(tmp_path: Path, model: Any
     assert len(rows(tmp_path / "out")) == 1
 
 
-def test_a_full_disk_is_an_error_of_the_folder_asked_for(
+def test_a_full_disk_is_an_error_of_the_folder_asked_for_and_resumes(
     tmp_path: Path, model: Any, pictures: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -100,8 +100,11 @@ def test_a_full_disk_is_an_error_of_the_folder_asked_for(
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert str(Path("out/part-00000.parquet")) in str(failure.value)
-    assert ".part" not in str(failure.value)
-    assert not list(tmp_path.glob("*out*"))
+    assert str(failure.value).endswith("what is written so far is in .out.part: once there is room, --resume continues")
+    assert [path.name for path in tmp_path.glob("*out*")] == [".out.part"]
+    result = classify(model, pictures, Path("out"), resume=True)
+    assert (result.rows, len(result.errors)) == (7, 1)
+    assert [path.name for path in tmp_path.glob("*out*")] == ["out"]
 
 
 def test_a_model_that_cannot_be_loaded_leaves_nothing(tmp_path: Path, model: Any, pictures: list[str]) -> None:
