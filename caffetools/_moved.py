@@ -19,7 +19,6 @@ _PACKAGE = "caffetools."
 # Old name → new name, without ``caffetools.``.
 MOVED = {
     "bundle.sums": "bundle.check",
-    "cli.interrupts": "cli.app",
     "cli.tables": "cli.show",
     "data.card": "data.datasets.card",
     "data.data_layer": "data.layers.data",

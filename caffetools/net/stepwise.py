@@ -40,7 +40,6 @@ class Stepwise:
 
     A backward pass works on what the blobs hold at that moment, as in Caffe: the graph that the forward pass recorded is used
     where the bottoms are still the same, otherwise the layer is computed again from them.
-
     A run belongs to one thread at a time; several runs of one net may be used at once in the TEST phase.
 
     Args:

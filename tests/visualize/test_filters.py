@@ -96,7 +96,7 @@ def test_the_png_holds_the_sheet_dot_for_dot(tmp_path: Path) -> None:
         if (drawn[y, x] == sheet.image[0, 0]).all() and (drawn[y : y + height, x : x + width] == sheet.image).all()
     ]
     assert len(found) == 1
-    assert caption == "10 filters in colour (BGR weights). Each filter is scaled by its own largest weight; the middle grey is 0."
+    assert caption == "10 filters in colour (BGR weights). Each filter is scaled by its own largest weight; the middle gray is 0."
 
 
 def test_the_weights_of_a_caffemodel_are_drawn(tmp_path: Path) -> None:
