@@ -38,8 +38,6 @@ _NO_TIMEOUT = timedelta(days=30)
 # Most seconds that a process which has lost another one waits for that one's report, or for the agent to end it, which takes a while
 # on a busy machine.
 _REPORT_TIMEOUT = timedelta(seconds=30)
-# Seconds between two looks at the store.
-_POLL = 0.05
 # Keys of the store: how many processes wanted to report a failure, and the text of the one that did.
 _REPORTERS, _REPORT = "caffetools/reporters", "caffetools/report"
 
@@ -159,7 +157,7 @@ class DDP:
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
         self._parent = os.getppid()
-        self._limit = limit = timedelta(seconds=float(os.environ.get(TIMEOUT, _DEFAULT_TIMEOUT)))
+        limit = timedelta(seconds=float(os.environ.get(TIMEOUT, _DEFAULT_TIMEOUT)))
         self._report_limit = min(limit, _REPORT_TIMEOUT)
         try:
             base = next(iter(dist.rendezvous("env://", timeout=limit)))[0]  # type: ignore[attr-defined]
@@ -171,7 +169,6 @@ class DDP:
             self._control: Any = dist.new_group(backend="gloo", timeout=limit)
             self._untimed_group: Any = dist.new_group(backend="gloo", timeout=_NO_TIMEOUT)
             self._presence = Presence(self._store, self.rank, self.size)
-            self._last_exchange = time.monotonic()
         except (RuntimeError, ValueError) as error:
             why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise RunFailed(f"process {self.rank} of {self.size} could not join the others: {why}") from error
@@ -206,7 +203,7 @@ class DDP:
     def all_reduce(self, values: Sequence[float], op: str = "mean") -> list[float]:
         """Return the ``mean`` or ``max`` of each number over all processes."""
         total = torch.tensor(list(values), dtype=torch.float64)
-        with self._exchanging():
+        with self.connected():
             dist.all_reduce(total, dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM, self._control)
         return (total if op == "max" else total / self.size).tolist()
 
@@ -221,7 +218,7 @@ class DDP:
 
     def copy_from_main(self, tensors: list[Tensor]) -> None:
         """Overwrite ``tensors`` (any shape) in place by the main process's."""
-        with self._exchanging():
+        with self.connected():
             for tensor in tensors:
                 whole = tensor.detach().contiguous()
                 dist.broadcast(whole, 0)
@@ -229,16 +226,12 @@ class DDP:
 
     def barrier(self) -> None:
         """Wait until all processes are here, however long it takes."""
-        with self._exchanging():
+        with self.connected():
             dist.barrier(self._untimed_group)
 
     def run_on_main(self, work: Callable[[], T]) -> T | None:
         """Run ``work`` in the main process while the others wait."""
-        try:
-            result = work() if self.is_main else None
-        finally:
-            # The others wait for it without a limit.
-            self._last_exchange = time.monotonic()
+        result = work() if self.is_main else None
         self.barrier()
         return result
 
@@ -248,30 +241,13 @@ class DDP:
 
     @contextmanager
     def connected(self) -> Iterator[None]:
-        """Raise :class:`PeerLost` for a broken connection.
-
-        gloo's errors have no type of their own. An error of this process alone differs from them in what is known of the others:
-        then all of them run, none has reported a failure, and none has waited for this one until its limit.
-        """
+        """Raise :class:`PeerLost` for a broken connection."""
         try:
             yield
         except RuntimeError as error:
-            if isinstance(error, CaffeToolsError):
+            if isinstance(error, CaffeToolsError) or not _is_connection(error):
                 raise
-            waited = time.monotonic() - self._last_exchange
-            lost = self._lost(certain=isinstance(error, dist.DistError) or waited >= self._limit.total_seconds())
-            if lost is None:
-                raise
-            raise lost from error
-
-    @contextmanager
-    def _exchanging(self) -> Iterator[None]:
-        """Run a collective operation, where each error is that of the connection; after it no other process waits for this one."""
-        try:
-            yield
-        except RuntimeError as error:
-            raise (self._lost(certain=True) or error) from error
-        self._last_exchange = time.monotonic()
+            raise self._lost() from error
 
     def close(self) -> None:
         """Leave the other processes."""
@@ -298,7 +274,7 @@ class DDP:
 
     def _spread(self, text: str, source: int) -> Any:
         length = torch.tensor([len(text.encode())])
-        with self._exchanging():
+        with self.connected():
             dist.broadcast(length, source, self._control)
             data = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
             if self.rank != source:
@@ -306,32 +282,16 @@ class DDP:
             dist.broadcast(data, source, self._control)
         return json.loads(data.numpy().tobytes())
 
-    def _lost(self, *, certain: bool) -> PeerLost | None:
-        """Return the error for a lost process, after giving that process time to report its own.
-
-        Args:
-            certain: Whether the connection is known to be broken.
-
-        Returns:
-            None where it is not, and all processes run.
-        """
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        # The agent ends the processes that are left; until it does, another one may report.
-        handler = signal.signal(signal.SIGTERM, signal.SIG_DFL) if in_main_thread else None
+    def _lost(self) -> PeerLost:
+        """Return the error for a lost process, after giving that process time to report its own."""
+        if threading.current_thread() is threading.main_thread():
+            # The agent ends the processes that are left; until it does, another one may report.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._presence.ask()
-        end = time.monotonic() + self._report_limit.total_seconds()
-        text = ""
         try:
-            while not (reported := self._store.check([_REPORT])) and time.monotonic() < end:
-                if not certain and not self._presence.lost():
-                    if in_main_thread:
-                        signal.signal(signal.SIGTERM, handler)
-                    return None
-                time.sleep(_POLL)
-            text = self._store.get(_REPORT).decode() if reported else ""
+            self._store.wait([_REPORT], self._report_limit)
+            text, reported = self._store.get(_REPORT).decode(), True
         except RuntimeError:
-            reported = False
-        if not reported:
             if lost := self._presence.lost():
                 text = f"no answer from {lost} (killed, stopped, or the machine lost?)"
             else:
@@ -414,3 +374,8 @@ def _agree_on_attempt(store: Store, rank: int, size: int, limit: timedelta) -> s
             raise RuntimeError(f"{len(missing)} of them did not come")
         time.sleep(0.02)
     return name
+
+
+def _is_connection(error: RuntimeError) -> bool:
+    # torch raises a type of its own for NCCL and the store, but a bare RuntimeError for gloo: only its text names gloo.
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection", "Socket"))

@@ -205,15 +205,6 @@ def test_an_error_in_one_process_ends_all_and_is_reported_once(tmp_path: Path) -
     assert re.search(r"^E\d{4} .*process 1 of 2: .*00000013_x", (folder / "run.log").read_text(), re.MULTILINE)
 
 
-def test_an_error_of_one_process_alone_is_not_taken_for_a_lost_connection(tmp_path: Path) -> None:
-    folder = project(tmp_path, batch=4)
-    python_layer(folder, "fails", FAILS)
-    ended = train_together(folder)
-    assert 0 not in ended.codes
-    (complaint,) = ended.complaints()
-    assert "process 1 of 2: " in complaint and "Connection to the Socket of a camera" in complaint
-
-
 def test_what_is_wrong_from_the_start_is_reported_once(tmp_path: Path) -> None:
     ended = train_together(project(tmp_path, batch=4, solver='lr_policy: "cosine"'))
     assert ended.codes == [2, 2]
@@ -359,22 +350,6 @@ def python_layer(folder: Path, module: str, source: str) -> None:
     (folder / f"{module}.py").write_text(source)
 
 
-FAILS = """
-import os
-import caffe
-
-class Layer(caffe.Layer):
-    def setup(self, bottom, top):
-        self.passes = 0
-    def reshape(self, bottom, top):
-        pass
-    def forward(self, bottom, top):
-        self.passes += 1
-        if os.environ["RANK"] == "1" and self.passes == 3:
-            raise RuntimeError("Connection to the Socket of a camera")
-    def backward(self, top, propagate_down, bottom):
-        pass
-"""
 STOPS = """
 import os, pathlib, signal
 import caffe
