@@ -14,6 +14,7 @@ from caffetools.net.blob_versions import Step
 from caffetools.net.net import Net
 from caffetools.net.overwriting import is_in_place
 from caffetools.net.param_sharing import owner_of
+from caffetools.proto.schema import TEST
 
 Blobs = Mapping[str, BlobStorage]
 
@@ -118,7 +119,7 @@ def overwrites_seen_blobs(net: Net) -> bool:
 def overwritten_inputs(net: Net) -> list[str] | None:
     """Return the inputs of ``net`` that a layer in place writes to: the next pass begins with what it left there.
 
-    None where another blob lies in the memory of such an input, too.
+    None where another blob lies in the memory of such an input, too: then only a pass layer by layer leaves the right values.
     """
     holders = {name: name for name in net.inputs}
     overwritten: set[str] = set()
@@ -180,7 +181,7 @@ def output_memories(net: Net) -> list[OutputMemory]:
 
 
 def deferrable(net: Net, memories: Sequence[OutputMemory]) -> list[str] | None:
-    """Return the blobs that a pass by an inference plan need not make; None where the memory of the blobs asks for a pass layer by layer.
+    """Return the blobs that a pass by an inference plan need not make; None where losses or the memory of the blobs ask for a pass layer by layer.
 
     Args:
         net: The net.
@@ -188,7 +189,12 @@ def deferrable(net: Net, memories: Sequence[OutputMemory]) -> list[str] | None:
     """
     inputs = set(net.inputs)
     # Who writes to an output in the memory of an input writes to the input.
-    if overwrites_seen_blobs(net) or overwritten_inputs(net) is None or any(not inputs.isdisjoint(memory.others) for memory in memories):
+    if (
+        net.phase != TEST
+        or net.loss_weights
+        or overwrites_seen_blobs(net)
+        or any(not inputs.isdisjoint(memory.others) for memory in memories)
+    ):
         return None
     made = {*net.inputs, *net.outputs, *(name for memory in memories for name in memory.others)}
     return [name for name in net.blob_shapes if name not in made]

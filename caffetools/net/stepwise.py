@@ -22,7 +22,6 @@ from caffetools.net.device import float32_products
 from caffetools.net.net import Net
 from caffetools.net.overwriting import gradients_of_overwritten
 from caffetools.net.param_sharing import accumulate, owner_of
-from caffetools.proto.schema import TEST
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +39,7 @@ class Stepwise:
 
     A backward pass works on what the blobs hold at that moment, as in Caffe: the graph that the forward pass recorded is used
     where the bottoms are still the same, otherwise the layer is computed again from them.
+
     A run belongs to one thread at a time; several runs of one net may be used at once in the TEST phase.
 
     Args:
@@ -69,8 +69,8 @@ class Stepwise:
         self._set_loss_diffs()
         self._fill_constants()
         self._output_memories = shared_blobs.output_memories(net)
+        self._overwritten = shared_blobs.overwritten_inputs(net)
         self._inner_blobs = self._find_inner_blobs()
-        self._overwritten = shared_blobs.overwritten_inputs(net) or []
         self._deferred: Deferred | None = None
 
     # ---- running ----
@@ -209,13 +209,13 @@ class Stepwise:
         if deferred is None and any(self.blobs[name].data.has_live_view for name in inner):
             return False
         storages = {name: self.blobs[name].data for name in self.net.inputs}
-        kept = {name: storages[name].shared_value() for name in self._overwritten}
+        kept = {name: storages[name].shared_value() for name in self._overwritten or ()}
         inputs = {name: kept[name] if name in kept else storage.peek() for name, storage in storages.items()}
         with torch.no_grad():
             plan = self.net.plan({name: tuple(value.shape) for name, value in inputs.items()})
             if not all(memory.may_join(self.blobs, plan.blob_shapes) for memory in self._output_memories):
                 return False
-            results = self.net.inference.run(plan, inputs, (*self.net.outputs, *self._overwritten))
+            results = self.net.inference.run(plan, inputs, (*self.net.outputs, *kept))
         if results is None:
             return False
         for name, result in results.items():
@@ -232,7 +232,7 @@ class Stepwise:
     def _find_inner_blobs(self) -> list[str] | None:
         """Return the blobs that are neither inputs nor outputs; None where a pass cannot be fused: it has losses, or makes its inputs."""
         makes_inputs = any(step.layer.IS_DATA and not set(step.layer.tops) <= kept_tops(step.layer, self.blobs) for step in self.steps)
-        if makes_inputs or self.net.phase != TEST or any(step.needs_backward for step in self.steps) or self.net.loss_weights:
+        if makes_inputs or self._overwritten is None or any(step.needs_backward for step in self.steps):
             return None
         return shared_blobs.deferrable(self.net, self._output_memories)
 

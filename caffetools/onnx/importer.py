@@ -135,10 +135,10 @@ def _finish(writer: NetWriter) -> dict[str, str]:
     end = Node("Output", "the graph's outputs", list(writer.graph.outputs), [])
     outputs: dict[str, str] = {}
     values = list(dict.fromkeys(writer.graph.outputs))
-    read = {blob for layer in writer.net.layer for blob in layer.bottom}
-    # Two outputs may be one blob.
     if fixed := [value for value in values if value in writer.graph.constants]:
         raise ImportFailed(f"output '{fixed[0]}' is constant: nothing in it depends on an input, and a Caffe net has no such output")
+    read = {blob for layer in writer.net.layer for blob in layer.bottom}
+    # Two outputs may be one blob.
     held = [writer.blob(end, value) for value in values]
     read.update(blob for blob in held if held.count(blob) > 1)
     given = {blob for layer in writer.net.layer[: len(writer.graph.inputs)] for blob in layer.top}

@@ -13,6 +13,7 @@ import re
 import time
 import zlib
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -32,9 +33,8 @@ RunState = dict[str, Any]
 _FORMAT = 1
 _DTYPES = ("uint8", "uint32", "float32")
 _BLOCK = 1 << 22
-# The checksums of the files that were read last, by device, inode, size and times: a snapshot is checked when it is chosen and when it is resumed.
-_checksums: dict[tuple[int, ...], int] = {}
-_MOST_CHECKSUMS, _SETTLED_NS = 16, 2_000_000_000
+# A file that changes once more within the step of its file system's clock keeps its times.
+_SETTLED_NS = 2_000_000_000
 _OWN_CHECKSUM = re.compile(r', "own_crc32": (\d+)\}\s*\Z')
 _FIELDS: dict[str, type | tuple[type, ...]] = {
     "format": int,
@@ -174,20 +174,19 @@ def run_state_path(state: PathLike) -> Path:
 
 def checksum(path: PathLike) -> int:
     """Return the CRC-32 of a file's bytes; of a file that has not changed since it was last read, the one that was found then."""
+    found = Path(path).stat()
+    is_settled = time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) > _SETTLED_NS
+    read = _read_checksum if is_settled else _read_checksum.__wrapped__
+    return read(os.fspath(path), (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+
+
+@lru_cache(maxsize=16)
+def _read_checksum(path: str, version: tuple[int, ...]) -> int:
+    """Return the CRC-32 of a file, kept for its ``version``: a snapshot is checked when it is chosen and when it is resumed."""
     crc = 0
     with Path(path).open("rb") as stream:
-        found = os.fstat(stream.fileno())
-        key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-        if key in _checksums:
-            return _checksums[key]
-        # A file that changes once more within the clock's step keeps its time.
-        is_settled = time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) > _SETTLED_NS
         while block := stream.read(_BLOCK):
             crc = zlib.crc32(block, crc)
-    if is_settled:
-        _checksums[key] = crc
-        while len(_checksums) > _MOST_CHECKSUMS:
-            _checksums.pop(next(iter(_checksums)), None)
     return crc
 
 
