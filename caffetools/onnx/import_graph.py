@@ -18,7 +18,7 @@ from caffetools.engines.input_shapes import fill_free_axes
 from caffetools.engines.onnxruntime import open_session
 from caffetools.errors import ExportError
 from caffetools.layers.base import Shape, format_shape
-from caffetools.onnx.import_inline import RANDOM, has_branches, inline_branches, inline_functions, read_values
+from caffetools.onnx.import_inline import RANDOM, has_branches, inline_branches, inline_functions, is_own, read_values
 from caffetools.onnx.model import tensor_array
 
 Array = NDArray[Any]
@@ -36,7 +36,7 @@ class Node:
     """A node that depends on the graph's inputs.
 
     Attributes:
-        op: The operator.
+        op: The operator; of another domain than ONNX's own with the domain in front, as ``com.microsoft.Gelu``.
         name: The node's name, or that of its first output.
         inputs: Names of its inputs; ``""`` for one that is left out.
         outputs: Names of its outputs.
@@ -226,7 +226,9 @@ def _dependent_values(model: onnx.ModelProto, inputs: Collection[str]) -> set[st
     """Return the values that change with the inputs' values, or from run to run; a Shape does not, since sizes are fixed."""
     depends = set(inputs)
     for node in model.graph.node:
-        if node.op_type in ("Shape", "Size") or not (node.op_type in RANDOM or any(name in depends for name in read_values(node))):
+        if is_own(node) and node.op_type in ("Shape", "Size"):
+            continue
+        if node.op_type not in RANDOM and not any(name in depends for name in read_values(node)):
             continue
         depends.update(name for name in node.output if name)
     return depends
@@ -234,12 +236,17 @@ def _dependent_values(model: onnx.ModelProto, inputs: Collection[str]) -> set[st
 
 def _node(proto: onnx.NodeProto) -> Node:
     attributes = {item.name: _plain(helper.get_attribute_value(item)) for item in proto.attribute}
-    return Node(proto.op_type, proto.name or proto.output[0], list(proto.input), list(proto.output), attributes, proto.domain)
+    domain = "" if is_own(proto) else proto.domain
+    # Other domains have operators of the same names, with other inputs and other numbers.
+    op = f"{domain}.{proto.op_type}" if domain else proto.op_type
+    return Node(op, proto.name or proto.output[0], list(proto.input), list(proto.output), attributes, domain)
 
 
 def _plain(value: object) -> Any:
     if isinstance(value, bytes):
         return value.decode(errors="replace")
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return tensor_array(value) if isinstance(value, onnx.TensorProto) else value
 
 

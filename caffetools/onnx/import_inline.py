@@ -21,6 +21,11 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     return inlined
 
 
+def is_own(node: onnx.NodeProto) -> bool:
+    """Return whether a node's operator is one of ONNX's own, not of another domain."""
+    return node.domain in ("", "ai.onnx")
+
+
 def read_values(node: onnx.NodeProto) -> set[str]:
     """Return the values that a node reads, those that its bodies (of If, Loop, Scan) take from the graph around them included."""
     read = {name for name in node.input if name}
@@ -31,7 +36,7 @@ def read_values(node: onnx.NodeProto) -> set[str]:
 
 def has_branches(model: onnx.ModelProto) -> bool:
     """Return whether a node of the graph is an If."""
-    return any(node.op_type == "If" and not node.domain for node in model.graph.node)
+    return any(node.op_type == "If" and is_own(node) for node in model.graph.node)
 
 
 def inline_branches(model: onnx.ModelProto, constants: Mapping[str, NDArray[Any]]) -> onnx.ModelProto | None:
@@ -39,7 +44,7 @@ def inline_branches(model: onnx.ModelProto, constants: Mapping[str, NDArray[Any]
     chosen = {
         index: bool(constants[node.input[0]].reshape(-1)[0])
         for index, node in enumerate(model.graph.node)
-        if node.op_type == "If" and not node.domain and node.input[0] in constants
+        if node.op_type == "If" and is_own(node) and node.input[0] in constants
     }
     if not chosen:
         return None

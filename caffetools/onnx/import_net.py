@@ -22,36 +22,35 @@ Target = Literal["bvlc", "ssd", "any"]
 TARGETS: tuple[Target, ...] = ("bvlc", "ssd", "any")
 
 Handler = Callable[["NetWriter", Node], None]
-_HANDLERS: dict[tuple[str, str], list[tuple[int, Handler]]] = {}
+_HANDLERS: dict[str, list[tuple[int, Handler]]] = {}
 
 
-def importer(*ops: str, since: int = 1, domain: str = "") -> Callable[[Handler], Handler]:
+def importer(*ops: str, since: int = 1) -> Callable[[Handler], Handler]:
     """Register a function that adds the layers of ONNX operators; a decorator.
 
     Args:
-        ops: Operator names.
+        ops: Operator names, as in :attr:`Node.op`: those of another domain than ONNX's own with it in front.
         since: The lowest opset that it is right for; of several functions the one with the highest applies.
-        domain: The operators' domain, ``""`` for ONNX's own.
     """
 
     def bind(handler: Handler) -> Handler:
         for op in ops:
-            _HANDLERS.setdefault((domain, op), []).append((since, handler))
+            _HANDLERS.setdefault(op, []).append((since, handler))
         return handler
 
     return bind
 
 
-def find_handler(op: str, opset: int, domain: str = "") -> Handler | None:
+def find_handler(op: str, opset: int) -> Handler | None:
     """Return the function for an operator of an opset; None where there is none."""
-    fitting = [entry for entry in _HANDLERS.get((domain, op), ()) if entry[0] <= opset]
+    fitting = [entry for entry in _HANDLERS.get(op, ()) if entry[0] <= opset]
     return max(fitting, key=lambda entry: entry[0])[1] if fitting else None
 
 
 def imported_operators() -> list[str]:
     """Return the names of all of ONNX's operators that can be imported, sorted; not those that merging patterns makes."""
     known = {schema.name for schema in onnx.defs.get_all_schemas()}
-    return sorted(op for _, op in _HANDLERS if op in known)
+    return sorted(op for op in _HANDLERS if op in known)
 
 
 class NetWriter:

@@ -13,7 +13,7 @@ Pattern = Callable[[ImportGraph, Node], bool]
 
 def merge_patterns(graph: ImportGraph) -> None:
     """Merge all groups, each found from its last node."""
-    for pattern in (merge_bias, merge_swish, merge_gelu, merge_channel_shuffle, merge_pad, merge_pool_pad):
+    for pattern in (merge_bias, merge_swish, merge_gelu, merge_channel_shuffle, merge_pad, merge_pool_pad, merge_directions):
         for node in list(graph.nodes):
             if any(node is kept for kept in graph.nodes):
                 pattern(graph, node)
@@ -152,6 +152,35 @@ def merge_pool_pad(graph: ImportGraph, node: Node) -> bool:
     own = list(node.attributes.get("pads", [0] * len(amounts)))
     attributes = {**node.attributes, "pads": [a + b for a, b in zip(own, amounts, strict=True)]}
     graph.replace([pad, node], Node("MaxPool", node.name, [pad.inputs[0]], node.outputs, attributes))
+    return True
+
+
+def merge_directions(graph: ImportGraph, node: Node) -> bool:
+    """Merge what brings an LSTM's output (T, directions, N, D) to (T, N, directions · D) into it, ``joined``.
+
+    A Squeeze or Reshape of one direction, or Transpose and Reshape.
+    """
+    if node.op not in ("Reshape", "Squeeze"):
+        return False
+    turned = graph.maker(node.inputs[0])
+    maker = graph.maker(turned.inputs[0]) if turned is not None and turned.op == "Transpose" else turned
+    if turned is None or maker is None or maker.op not in ("LSTM", "RNN") or "joined" in maker.attributes:
+        return False
+    value = maker.outputs[0]
+    steps, directions, batch, hidden = graph.shapes.get(value, (0, 0, 0, 0))
+    if node.inputs[0] not in (value, turned.outputs[0]) or graph.shapes[node.outputs[0]] != (steps, batch, directions * hidden):
+        return False
+    straight = turned is maker
+    if graph.only_reader(value) is not (node if straight else turned) or graph.only_reader(node.inputs[0]) is not node:
+        return False
+    if directions > 1 if straight else list(turned.attributes.get("perm", [])) != [0, 2, 1, 3]:
+        return False
+    outputs = [node.outputs[0], *maker.outputs[1:]]
+    merged = Node(maker.op, maker.name, maker.inputs, outputs, {**maker.attributes, "joined": 1})
+    # In the place of the LSTM, since other nodes may read its last state.
+    graph.nodes[graph.nodes.index(maker)] = merged
+    graph.nodes = [kept for kept in graph.nodes if kept is not node and kept is not turned]
+    graph.forget_readers()
     return True
 
 

@@ -307,7 +307,7 @@ def test_probabilities_of_0_and_1_hide_no_faulty_layers(monkeypatch: pytest.Monk
     def faulty(writer: import_net.NetWriter, node: Node) -> None:
         writer.layer(node, "Power", [writer.blob(node, node.inputs[0])]).power_param.scale = 1.001e6
 
-    monkeypatch.setitem(import_net._HANDLERS, ("", "Mul"), [(1, faulty)])
+    monkeypatch.setitem(import_net._HANDLERS, "Mul", [(1, faulty)])
     with pytest.raises(ImportFailed, match=r"node 'n' \(Mul\): its layers give other numbers \(blob 'scores'\)"):
         import_model(proto)
 

@@ -115,3 +115,17 @@ def test_a_shape_that_the_model_cannot_take_is_one_error(shape: tuple[int, ...],
         proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"s{axis}"
     with pytest.raises(ImportFailed, match=message):
         import_model(proto, input_shapes={"x": shape})
+
+
+def test_an_operator_of_another_domain_is_not_onnxs_own_of_that_name() -> None:
+    """onnxruntime's Gelu is not read as ONNX's, nor a node of a group that has a merged form."""
+    proto = model([helper.make_node("Gelu", ["x"], ["y"], name="n", domain="com.microsoft")])
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    reason = r"node 'n' \(com.microsoft.Gelu\): the domain 'com.microsoft' is not ONNX's own, .*before onnxruntime optimized it"
+    with pytest.raises(ImportFailed, match=reason):
+        import_model(proto)
+
+
+def test_the_domain_of_onnxs_own_operators_may_be_written_out() -> None:
+    proto = model([helper.make_node("Relu", ["x"], ["y"], domain="ai.onnx")])
+    assert [layer.type for layer in import_model(proto).model.net.layer] == ["Input", "ReLU"]

@@ -12,6 +12,7 @@ _FAMILIES = (
     "normalization",
     "padding",
     "pooling",
+    "recurrent",
     "reduction",
     "resize",
     "shape",

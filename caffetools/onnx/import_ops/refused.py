@@ -11,7 +11,7 @@ _BY_REASON = {
         "Scan",
     ),
     "it gives other numbers in each run": tuple(RANDOM),
-    "Caffe's recurrent layers are LSTM, and an RNN with a layer behind it that this one does not have": ("GRU", "RNN"),
+    "Caffe's recurrent layers are LSTM and RNN, and their gates cannot be made those of a GRU": ("GRU",),
     "how many values it gives depends on the input, and a Caffe blob's shape does not": (
         "NonMaxSuppression",
         "NonZero",
@@ -67,6 +67,7 @@ _REASONS = {op: reason for reason, ops in _BY_REASON.items() for op in ops}
 def why_not(op: str, domain: str) -> str:
     """Return why there are no layers for an operator, and what to do where something can be done."""
     if domain:
-        return f"the domain '{domain}' is not ONNX's own, and what its operators compute is not known"
+        hint = "; import the model as it was before onnxruntime optimized it" if domain.startswith("com.microsoft") else ""
+        return f"the domain '{domain}' is not ONNX's own, and what its operators compute is not known{hint}"
     reason = _REASONS.get(op, "there are no Caffe layers for this operator; docs/onnx.md lists those that have some")
     return f"{reason}; {_HINTS[op]}" if op in _HINTS else reason

@@ -1,0 +1,157 @@
+"""Import of LSTM and RNN: every direction and state against onnxruntime, any batch size, and real Caffe where it is here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper
+
+from caffetools.engines.base import EngineError
+from caffetools.engines.environments import add_environment
+from caffetools.engines.onnxruntime import open_session
+from caffetools.infer.compare import Candidate, compare_engines
+from caffetools.infer.import_model import torch_to_onnx
+from caffetools.net.net import Net
+from caffetools.net.weights import load_weights
+from caffetools.onnx.import_graph import ImportFailed
+from caffetools.onnx.importer import import_model
+from caffetools.proto.schema import TEST
+
+STEPS, BATCH, INPUTS, HIDDEN = 4, 3, 5, 6
+DIRECTIONS = ["forward", "reverse", "bidirectional"]
+
+
+def recurrent(
+    op: str, direction: str = "forward", state: str = "", outputs: str = "y h c", inputs: dict[str, Any] | None = None, **attributes: Any
+) -> onnx.ModelProto:
+    """One node; its first state is ``""`` (none), ``constant`` or ``input``; ``inputs`` are further constants, by their place."""
+    random = np.random.RandomState(2)
+    directions, gates, batch = 1 + (direction == "bidirectional"), 4 if op == "LSTM" else 1, attributes.pop("batch", BATCH)
+    steps = attributes.pop("steps", STEPS)
+    shapes = {"w": (gates * HIDDEN, INPUTS), "r": (gates * HIDDEN, HIDDEN), "b": (2 * gates * HIDDEN,)}
+    constants: dict[str, Any] = {name: random.randn(directions, *shape).astype(np.float32) / 2 for name, shape in shapes.items()}
+    names = ["h0", "c0"][: 2 if op == "LSTM" else 1]
+    given = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (steps, batch, INPUTS))]
+    if state == "constant":
+        constants |= {name: np.tile(random.randn(directions, 1, HIDDEN).astype(np.float32), (1, batch, 1)) for name in names}
+    elif state == "input":
+        given += [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (directions, batch, HIDDEN)) for name in names]
+    read = ["x", "w", "r", "b", "", *(names if state else [""] * len(names)), *[""] * (op == "LSTM")]
+    for name, constant in (inputs or {}).items():
+        constants[name] = constant
+        read[{"lengths": 4, "h0": 5, "peepholes": 7}[name]] = name
+    made = [name if name in outputs.split() else "" for name in ("y", "h", "c")[: 1 + len(names)]]
+    node = helper.make_node(op, read, made, name="n", hidden_size=HIDDEN, direction=direction, **attributes)
+    tensors = [onnx.numpy_helper.from_array(np.asarray(constant), name) for name, constant in constants.items()]
+    values = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in made if name]
+    graph = helper.make_graph([node], "recurrent", given, values, tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("outputs", ["y", "y h c", "h", "h c"])
+@pytest.mark.parametrize("state", ["", "constant", "input"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("op", ["LSTM", "RNN"])
+def test_every_direction_and_state_gives_the_models_numbers(op: str, direction: str, state: str, outputs: str) -> None:
+    for steps in (1, STEPS):
+        imported = import_model(recurrent(op, direction, state, outputs, steps=steps))
+        assert imported.largest_difference < 1e-6
+        assert imported.outputs.keys() == {name for name in outputs.split() if op == "LSTM" or name != "c"}
+
+
+class Sequence(torch.nn.Module):
+    """Two recurrent layers of torch, as its exporter writes them."""
+
+    def __init__(self, kind: str, *, bidirectional: bool):
+        super().__init__()
+        self.layers = getattr(torch.nn, kind)(INPUTS, HIDDEN, 2, bidirectional=bidirectional)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.layers(x)[0]
+        return y
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", ["LSTM", "RNN"])
+def test_layers_of_torch_need_no_moved_axes_and_take_any_batch_size(kind: str, bidirectional: bool) -> None:
+    torch.manual_seed(0)
+    module = Sequence(kind, bidirectional=bidirectional).eval()
+    imported = import_model(onnx.load_from_string(torch_to_onnx(module, {"x": (STEPS, 1, INPUTS)})))
+    assert not {"Reshape", "Permute"} & {layer.type for layer in imported.model.net.layer}
+    net = Net(imported.model.net, TEST, fill=False)
+    load_weights(net, imported.model)
+    x = torch.randn(STEPS, BATCH, INPUTS)
+    with torch.no_grad():
+        np.testing.assert_allclose(net({"x": x})[net.outputs[0]].numpy(), module(x).numpy(), atol=1e-5)
+
+
+def test_a_second_run_begins_with_the_first_state_again() -> None:
+    proto = recurrent("LSTM", "bidirectional", outputs="y")
+    imported = import_model(proto)
+    net = Net(imported.model.net, TEST, fill=False)
+    load_weights(net, imported.model)
+    x = np.random.RandomState(5).randn(STEPS, BATCH, INPUTS).astype(np.float32)
+    expected = open_session(proto).run({"x": x})["y"]
+    for _ in range(2):
+        with torch.no_grad():
+            np.testing.assert_allclose(net({"x": torch.from_numpy(x)})["y"].numpy(), expected, atol=1e-5)
+
+
+REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
+    "peepholes": (recurrent("LSTM", inputs={"peepholes": np.ones((1, 3 * HIDDEN), np.float32)}), "it has peepholes"),
+    "clip": (recurrent("LSTM", clip=3.0), "Caffe's LSTM does not clip the input of its activations"),
+    "activations": (
+        recurrent("RNN", activations=["Relu"]),
+        "Caffe's RNN has the activations Tanh, and this one Relu",
+    ),
+    "coupled gates": (recurrent("LSTM", input_forget=1), "its input and forget gates are coupled"),
+    "lengths": (recurrent("LSTM", inputs={"lengths": np.int32([1, 2, STEPS])}), "its sequences have lengths of their own"),
+    "first states of items": (
+        recurrent("RNN", inputs={"h0": np.random.RandomState(0).rand(1, BATCH, HIDDEN).astype(np.float32)}),
+        "its first state is a constant that differs from item to item",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_caffes_layers_do_not_have_is_refused(name: str) -> None:
+    proto, message = REFUSED[name]
+    with pytest.raises(ImportFailed, match=rf"node 'n' \({proto.graph.node[0].op_type}\): .*") as error:
+        import_model(proto)
+    assert message in str(error.value)
+
+
+def test_settings_that_change_nothing_are_taken() -> None:
+    given = {"lengths": np.int32([STEPS] * BATCH), "peepholes": np.zeros((1, 3 * HIDDEN), np.float32)}
+    import_model(recurrent("LSTM", inputs=given, activations=["Sigmoid", "Tanh", "Tanh"]))
+
+
+def test_a_gru_is_refused_with_the_reason() -> None:
+    module = Sequence("GRU", bidirectional=False).eval()
+    with pytest.raises(
+        ImportFailed, match=r"\(GRU\): Caffe's recurrent layers are LSTM and RNN, and their gates cannot be made those of a GRU"
+    ):
+        import_model(onnx.load_from_string(torch_to_onnx(module, {"x": (STEPS, 1, INPUTS)})))
+
+
+@pytest.mark.parametrize("op", ["LSTM", "RNN"])
+def test_real_caffe_gives_the_numbers_of_imported_layers(op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = os.environ.get("CAFFE_PYTHON", "")
+    if not python:
+        pytest.skip("no real Caffe here: set CAFFE_PYTHON to an interpreter that can import caffe")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    try:
+        add_environment("caffe", python)
+    except EngineError as error:
+        pytest.skip(str(error))
+    for number, (direction, state) in enumerate((direction, state) for direction in DIRECTIONS for state in ("", "constant", "input")):
+        deploy, weights = import_model(recurrent(op, direction, state)).write(tmp_path / str(number))
+        for row in compare_engines(Candidate(deploy, weights), [Candidate(deploy, weights, "caffe")], repeats=0):
+            assert not row.reason
+            assert row.relative < 1e-5
