@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from caffetools.project.checks import check_run, net_crop
 from caffetools.project.config import FinetuneConfig, command
 from caffetools.project.data_config import DataOptions, mean_of
 from caffetools.project.evaluate import Evaluation, evaluate, held_out
+from caffetools.project.history import RunHistory, describe_environment, digests, read_history, write_history
 from caffetools.project.manifest import LOCK, check_or_write_manifest, fingerprint, rollback_if_empty
-from caffetools.project.report import make_report
+from caffetools.project.report import make_report, onnx_check, title_and_summary
 from caffetools.project.retargeting import RetargetResult, prepare_retarget, write_retarget
 from caffetools.project.run import FinetuneResult, FinetuneRun
 from caffetools.project.steps import Steps
@@ -81,10 +83,38 @@ def finetune(config: FinetuneConfig, events: EventSink = ignore, cancel: CancelT
     check_run(run, listing)
     with rollback_if_empty(config.out), prefix_lock(config.out / LOCK, what=f"at work in {config.out}", hint="choose another folder (-o)"):
         check_or_write_manifest(config.out, config.identity(), inputs_of(run, listing))
-        result = run_finetune(run, steps)
+        result = _run_recorded(run, steps)
         report = _write_report(result, steps)
     events(ArtifactWritten(task="report", path=str(report), what="report"))
     return result, report
+
+
+def _run_recorded(run: FinetuneRun, steps: Steps) -> FinetuneResult:
+    """Do all steps of a run, and write into its folder what ``caffetools report`` needs to know of them."""
+    config = run.config
+    before = read_history(config.out)
+    if before is not None:
+        steps.add_earlier(before.seconds)
+    history = RunHistory(
+        config.to_dict(),
+        run.model,
+        str(run.weights) if run.weights is not None else None,
+        describe_environment(config.device, config.seed),
+        steps.seconds,
+        str(Path.cwd()),
+        *((before.steps, before.onnx, before.digests) if before is not None else ()),
+    )
+    write_history(config.out, history)
+    try:
+        result = run_finetune(run, steps)
+    except BaseException:
+        # The reason why the run ended is what the user has to read.
+        with suppress(CaffeToolsError):
+            write_history(config.out, history)
+        raise
+    done = replace(history, steps=steps.done, onnx=onnx_check(result), digests=digests(result.weights, run.onnx))
+    write_history(config.out, done)
+    return result
 
 
 def check_config(config: FinetuneConfig) -> None:
@@ -330,11 +360,10 @@ def _draw(run: FinetuneRun, steps: Steps, weights: Path, evaluation: Evaluation)
 
 
 def _write_report(result: FinetuneResult, steps: Steps) -> Path:
-    run, classes = result.run, len(result.card.classes)
-    summary = f"{run.config.model} learned {classes} classes from {result.card.train_count} images."
-    report = run.config.out / "report.html"
-    title = f"{run.config.model} on {classes} classes"
-    write_report(report, make_report(title, summary, [result], ["Results"], steps.done, run.config.command()))
+    config = result.run.config
+    report = config.out / "report.html"
+    title, summary = title_and_summary(config, result.card)
+    write_report(report, make_report(title, summary, [result], ["Results"], steps.done, config.command()))
     return report
 
 

@@ -18,6 +18,8 @@ from caffetools.util.files import fingerprint_of_file, write_text
 from caffetools.util.locks import lock_path
 
 SETTINGS = "run.json"
+# See history.py.
+HISTORY = "history.json"
 LOCK = "run"
 
 
@@ -85,14 +87,15 @@ def fingerprint(listing: Listing) -> str:
 
 @contextlib.contextmanager
 def rollback_if_empty(out: Path) -> Iterator[None]:
-    """Remove run.json, and the folder ``out`` if it is new, when the body fails before anything else was written to it."""
+    """Remove the run's own files, and the folder ``out`` if it is new, when the body fails before anything else was written to it."""
     existed = os.path.lexists(out)
     try:
         yield
     except BaseException:
         with contextlib.suppress(OSError):
-            if {name.name for name in out.iterdir()} <= {SETTINGS}:
+            if {name.name for name in out.iterdir()} <= {SETTINGS, HISTORY}:
                 (out / SETTINGS).unlink(missing_ok=True)
+                (out / HISTORY).unlink(missing_ok=True)
                 if not existed:
                     out.rmdir()
         raise

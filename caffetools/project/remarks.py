@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from caffetools.data.datasets.card import DatasetCard
 from caffetools.layers.accuracy import Accuracy
@@ -42,10 +42,11 @@ class Advice:
 
 
 OF_FINETUNE = Advice(
-    chance="Try more --epochs, published weights instead of --from-scratch, or another --base-lr.",
-    overfits="More images help, and fewer --epochs, more --dropout, or --freeze of the first layers.",
+    chance="Try more --epochs, another --base-lr, or another network (--model).",
+    overfits="More images help, and fewer --epochs, or retarget with --dropout or --freeze and train.",
     early="More --epochs give a better network.",
 )
+OF_SCRATCH = replace(OF_FINETUNE, chance="Try more --epochs, published weights instead of --from-scratch, or another --base-lr.")
 OF_TRAIN = Advice(
     chance="Try a larger max_iter, published weights (--weights), or another base_lr in the solver.",
     overfits="More images help, and a smaller max_iter, more Dropout, or a net retargeted with --freeze for the first layers.",
@@ -83,13 +84,27 @@ class LossTrend:
         return self.last == self.lowest and _LOW_LOSS < self.last < self.earlier * (1 - _FALL)
 
 
-def remarks_on(confusion: Confusion) -> list[str]:
+def remarks_on_run(confusion: Confusion, log: TrainingLog, card: DatasetCard, *, from_scratch: bool) -> list[str]:
+    """Return all remarks on a run of ``finetune``.
+
+    Args:
+        confusion: The result on held-out images.
+        log: The training's log.
+        card: The dataset.
+        from_scratch: Whether it was trained from random weights.
+    """
+    advice = OF_SCRATCH if from_scratch else OF_FINETUNE
+    return [*remarks_on(confusion, advice), *remarks_on_log(log, advice), *remarks_on_data(card)]
+
+
+def remarks_on(confusion: Confusion, advice: Advice = OF_FINETUNE) -> list[str]:
     """Return remarks on a result at chance level, or with classes of too few images.
 
     Args:
         confusion: The result on held-out images.
+        advice: What to change.
     """
-    remarks = remarks_on_accuracy(confusion.accuracy, len(confusion.names), confusion.total)
+    remarks = remarks_on_accuracy(confusion.accuracy, len(confusion.names), confusion.total, advice)
     unmeasured = [score.name for score in confusion.scores() if score.pictures == 0]
     if unmeasured:
         remarks.append(f"{_classes(unmeasured, 'has', 'have')} no held-out image, so nothing is known about {_pronoun(unmeasured)}.")

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
-import caffetools
 from caffetools.data.datasets.card import DatasetCard
 from caffetools.errors import DataError, NetError
 from caffetools.graph.summary import summarize
 from caffetools.onnx.export import DEFAULT_OPSET
 from caffetools.onnx.model import file_size
+from caffetools.project.config import FinetuneConfig
 from caffetools.project.evaluate import Evaluation
+from caffetools.project.history import CPU_THREADS, describe_environment
 from caffetools.project.remarks import accuracy_interval, is_chance_level
 from caffetools.project.report_steps import after_run, better_run
 from caffetools.project.run import FinetuneResult
 from caffetools.proto.text import read_net
 from caffetools.results import Step
 from caffetools.solver.logs.training_log import TrainingLog
-from caffetools.util.threads import cpu_count
 from caffetools.visualize.cam import grad_cam
 from caffetools.visualize.colormaps import overlay
 from caffetools.visualize.explanations import last_feature_layer, score_blob
@@ -57,8 +55,7 @@ class RunRecord:
         start: The weights it started from; None for random ones.
         onnx: Check of the exported file; None where there is none.
         remarks: What the reader should know, a sentence each.
-        device: Computing device.
-        seed: Seed of the run.
+        environment: Software, device and seed, by name.
         again: A better run to do next, or how to resume this one; None where there is none.
     """
 
@@ -74,8 +71,7 @@ class RunRecord:
     start: Path | None
     onnx: OnnxCheck | None
     remarks: Sequence[str]
-    device: str
-    seed: int
+    environment: Mapping[str, str]
     again: Step | None = None
 
 
@@ -95,8 +91,9 @@ def make_report(
     return report_of(title, summary, [_record(item, name) for item, name in zip(learned, titles, strict=True)], steps, repeat)
 
 
-def report_of(title: str, summary: str, runs: Sequence[RunRecord], steps: Sequence[Step], repeat: str) -> Report:
-    """Return the report of recorded runs; the arguments are those of :func:`make_report`."""
+def report_of(title: str, summary: str, runs: Sequence[RunRecord], steps: Sequence[Step], repeat: str, folder: str = "") -> Report:
+    """Return the report of recorded runs; ``folder`` is where the steps' paths start from, the rest is as for :func:`make_report`."""
+    here = str(Path.cwd())
     last = runs[-1]
     confusion = last.evaluation.confusion
     remarks = [remark for item in runs for remark in item.remarks]
@@ -114,13 +111,20 @@ def report_of(title: str, summary: str, runs: Sequence[RunRecord], steps: Sequen
         files=_files(runs),
         repeat=[repeat],
         next_steps=[*([last.again] if last.again else []), *after_run(last.card, confusion, last.deploy, last.weights, _exported(last))],
-        environment=_environment(last),
+        environment=last.environment,
         verdict=_verdict(last),
         good=good,
         remarks=remarks,
         card=_model_card(last),
-        folder="" if last.deploy.is_absolute() else str(Path.cwd()),
+        folder="" if last.deploy.is_absolute() else here,
+        steps_folder="" if folder == here else folder,
     )
+
+
+def title_and_summary(config: FinetuneConfig, card: DatasetCard) -> tuple[str, str]:
+    """Return the title and the summary of the report of one run."""
+    classes = len(card.classes)
+    return f"{config.model} on {classes} classes", f"{config.model} learned {classes} classes from {card.train_count} images."
 
 
 def _verdict(item: RunRecord) -> str:
@@ -138,12 +142,11 @@ def _exported(item: RunRecord) -> Path | None:
 
 def _record(item: FinetuneResult, title: str) -> RunRecord:
     run, schedule = item.run, item.schedule
-    note = f"{schedule.updates} updates of {schedule.batch} images, learning rate {schedule.base_lr:g}."
     config = run.config
     again = better_run(config, schedule.epochs, item.log, item.evaluation.confusion, item.card.train_count, schedule.batch)
     return RunRecord(
-        title, run.model, note, config.out, item.card, item.log, item.evaluation, item.deploy, item.weights, run.weights, _onnx(item),
-        item.remarks, config.device, config.seed, again,
+        title, run.model, schedule.describe(), config.out, item.card, item.log, item.evaluation, item.deploy, item.weights, run.weights,
+        onnx_check(item), item.remarks, describe_environment(config.device, config.seed), again,
     )  # fmt: skip
 
 
@@ -163,8 +166,8 @@ def _figures(runs: Sequence[RunRecord], steps: Sequence[Step]) -> list[KeyFigure
     error = last.evaluation.calibration.error
     figures.append(KeyFigure(f"{error:.1%}", "calibration error", "distance between confidence and accuracy"))
     if steps:
-        threads = cpu_count()
-        note = f"{threads} CPU thread{'' if threads == 1 else 's'}"
+        threads = last.environment[CPU_THREADS]
+        note = f"{threads} CPU thread{'' if threads == '1' else 's'}"
         figures.append(KeyFigure(f"{sum(step.seconds or 0 for step in steps):.0f} s", "from images to ONNX", note))
     if last.onnx is not None:
         size = file_size(last.out / last.onnx.file) / 1e6
@@ -199,7 +202,7 @@ def _first(names: Sequence[str]) -> str:
 
 def _filters(item: RunRecord) -> list[LayerWeights | FilterChange]:
     after = find_weights(item.weights)
-    if item.start is not None:
+    if item.start is not None and item.start.is_file():
         # A layer that was replaced has no earlier weights of its name.
         with suppress(DataError):
             before = find_weights(item.start, after.name)
@@ -254,7 +257,8 @@ def _network(deploy: Path) -> list[LayerRow]:
     ]
 
 
-def _onnx(item: FinetuneResult) -> OnnxCheck:
+def onnx_check(item: FinetuneResult) -> OnnxCheck:
+    """Return the check of the model that a run exported, as a report shows it."""
     check = item.verification
     return OnnxCheck(
         file=item.run.onnx.name,
@@ -290,13 +294,3 @@ def _size(path: Path) -> int:
     if path.is_dir():
         return sum(inner.stat().st_size for inner in path.iterdir())
     return file_size(path) if path.suffix == ".onnx" else path.stat().st_size
-
-
-def _environment(item: RunRecord) -> dict[str, str]:
-    return {
-        "caffetools": caffetools.__version__,
-        "Python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": item.device,
-        "seed": str(item.seed),
-    }

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from caffetools.cancel import CancelToken
-from caffetools.data.datasets.card import load_card
+from caffetools.data.datasets.card import DatasetCard, load_card
 from caffetools.errors import CaffeToolsError
 from caffetools.events import EventSink, ignore
 from caffetools.infer.classifier import Classifier
 from caffetools.onnx.export import DEFAULT_OPSET
 from caffetools.project.config import FinetuneConfig
-from caffetools.project.evaluate import evaluate, held_out
+from caffetools.project.evaluate import Evaluation, evaluate, held_out
+from caffetools.project.history import RunHistory, describe_environment, read_history
 from caffetools.project.manifest import SETTINGS, path_from_here
-from caffetools.project.remarks import remarks_on, remarks_on_data, remarks_on_log
-from caffetools.project.report import RunRecord, report_of
+from caffetools.project.remarks import remarks_on_run
+from caffetools.project.report import RunRecord, report_of, title_and_summary
 from caffetools.project.report_steps import better_run
 from caffetools.project.training_schedule import plan_training
+from caffetools.proto.schema import SolverParameter
 from caffetools.proto.text import read_solver
 from caffetools.results import Step
 from caffetools.solver.checkpoints.resume import newest_snapshot
-from caffetools.solver.logs.training_log import read_log
+from caffetools.solver.control import Snapshot
+from caffetools.solver.logs.training_log import TrainingLog, read_log
 from caffetools.visualize.model import OnnxCheck
 from caffetools.visualize.report import write_report
 
@@ -50,19 +55,41 @@ def report_run(folder: Path, out: Path | None = None, *, events: EventSink = ign
         DataError: An image of the dataset was removed or damaged.
         Cancelled: ``cancel`` was set.
     """
-    config = _read_config(folder)
-    solver = folder / "net" / "solver.prototxt"
-    prefix = folder / "net" / Path(read_solver(solver).snapshot_prefix).name
+    history = read_history(folder)
+    config = _read_config(folder, history)
+    solver = read_solver(folder / "net" / "solver.prototxt")
+    prefix = folder / "net" / Path(solver.snapshot_prefix).name
     snapshot = newest_snapshot(prefix)
     if snapshot is None:
         raise CaffeToolsError(f"{folder}: the run has no snapshot yet, so there is nothing to report; resume it with: {config.command()}")
     card = load_card(folder / "data")
-    deploy = folder / "net" / "deploy.prototxt"
-    classifier = Classifier(deploy, snapshot.weights)
+    onnx = folder / "model.onnx"
+    classifier = Classifier(folder / "net" / "deploy.prototxt", snapshot.weights)
     evaluation = evaluate(classifier, card, events=events, cancel=cancel)
-    limit = read_solver(solver).max_iter
-    log = read_log(Path(f"{prefix}.log"))
-    remarks = [*remarks_on(evaluation.confusion), *remarks_on_log(log), *remarks_on_data(card)]
+    record = _record(folder, config, history, snapshot, solver, card, evaluation, read_log(Path(f"{prefix}.log")))
+    steps: Sequence[Step] = ()
+    begun = ""
+    if snapshot.iteration >= solver.max_iter and onnx.is_file():
+        known = history if history is not None and history.describes(snapshot.weights, onnx) else None
+        record = replace(record, onnx=known.onnx if known is not None else _compare(classifier, onnx, card))
+        steps, begun = (known.steps, known.folder) if known is not None else ((), "")
+    page = out or folder / "report.html"
+    title, summary = title_and_summary(config, card)
+    write_report(page, report_of(title, summary, [record], steps, config.command(), begun))
+    return page
+
+
+def _record(
+    folder: Path,
+    config: FinetuneConfig,
+    history: RunHistory | None,
+    snapshot: Snapshot,
+    solver: SolverParameter,
+    card: DatasetCard,
+    evaluation: Evaluation,
+    log: TrainingLog,
+) -> RunRecord:
+    """Return all but the check of the exported model."""
     schedule = plan_training(
         config.model,
         card.train_count,
@@ -70,30 +97,33 @@ def report_run(folder: Path, out: Path | None = None, *, events: EventSink = ign
         fine_tuning=not config.from_scratch,
         epochs=config.epochs,
         batch=config.batch,
-        own_lr=1.0,
+        base_lr=solver.base_lr,
     )
+    remarks = remarks_on_run(evaluation.confusion, log, card, from_scratch=config.from_scratch)
+    note = schedule.describe()
     again = better_run(config, schedule.epochs, log, evaluation.confusion, card.train_count, schedule.batch)
-    if snapshot.iteration < limit:
-        remarks.append(f"The training is not finished: this is iteration {snapshot.iteration} of {limit}.")
-        again = Step("Resume the training", config.command(), f"From iteration {snapshot.iteration} of {limit}.")
-    onnx = folder / "model.onnx"
-    check = _compare(classifier, onnx, [path for path, _ in held_out(card)]) if onnx.is_file() and snapshot.iteration >= limit else None
+    if snapshot.iteration < solver.max_iter:
+        remarks.append(f"The training is not finished: this is iteration {snapshot.iteration} of {solver.max_iter}.")
+        note = f"iteration {snapshot.iteration} of {solver.max_iter}, learning rate {solver.base_lr:g}."
+        again = Step("Resume the training", config.command(), f"From iteration {snapshot.iteration} of {solver.max_iter}.")
+    # A run of an earlier version has no history.
     model = Path(config.model).stem if config.model.endswith(".prototxt") else config.model
-    note = f"iteration {snapshot.iteration} of {limit}, learning rate {read_solver(solver).base_lr:g}."
-    record = RunRecord(
-        "Results", model, note, folder, card, log, evaluation, deploy, snapshot.weights,
-        config.weights if config.weights and config.weights.is_file() else None, check, remarks, config.device, config.seed, again,
+    start = config.weights
+    # Its numbers are measured again, with what is here.
+    environment = {**describe_environment("cpu", config.seed), "device": config.device}
+    if history is not None:
+        model, start, environment = history.model, history.start_from_here(folder), history.environment
+    return RunRecord(
+        "Results", model, note, folder, card, log, evaluation, folder / "net" / "deploy.prototxt", snapshot.weights, start, None,
+        remarks, environment, again,
     )  # fmt: skip
-    page = out or folder / "report.html"
-    summary = f"{config.model} learned {len(card.classes)} classes from {card.train_count} images."
-    write_report(page, report_of(f"{config.model} on {len(card.classes)} classes", summary, [record], [], config.command()))
-    return page
 
 
-def _read_config(folder: Path) -> FinetuneConfig:
+def _read_config(folder: Path, history: RunHistory | None) -> FinetuneConfig:
     path = folder / SETTINGS
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        values = {**(history.settings if history is not None else {}), **values}
         values.pop("inputs", None)
         for name in ("pictures", "model", "weights", "mean"):
             # A model's name, or values of a mean, are no files.
@@ -113,8 +143,10 @@ def _read_config(folder: Path) -> FinetuneConfig:
         raise error.located(path) from None
 
 
-def _compare(classifier: Classifier, onnx: Path, pictures: list[Path]) -> OnnxCheck:
+def _compare(classifier: Classifier, onnx: Path, card: DatasetCard) -> OnnxCheck:
+    """Compare the net with the exported model on some of the held-out pictures."""
     other = Classifier(onnx)
+    pictures = [path for path, _ in held_out(card)]
     chosen = pictures[:: max(1, len(pictures) // _COMPARED)][:_COMPARED]
     inputs = [classifier.preprocessor.centre(classifier.preprocessor.read(path)) for path in chosen]
     ours, theirs = (np.stack(one.probabilities(inputs)) for one in (classifier, other))

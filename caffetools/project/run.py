@@ -9,7 +9,7 @@ from caffetools.data.datasets.card import DatasetCard
 from caffetools.onnx.verify import Verification
 from caffetools.project.config import FinetuneConfig
 from caffetools.project.evaluate import Evaluation
-from caffetools.project.remarks import remarks_on, remarks_on_data, remarks_on_log
+from caffetools.project.remarks import remarks_on_run
 from caffetools.project.retargeting import RetargetResult
 from caffetools.project.training_schedule import TrainingSchedule
 from caffetools.solver.logs.training_log import TrainingLog
@@ -109,4 +109,4 @@ class FinetuneResult:
     @property
     def remarks(self) -> list[str]:
         """What a user should know about the result, in sentences; empty if there is nothing."""
-        return [*remarks_on(self.evaluation.confusion), *remarks_on_log(self.log), *remarks_on_data(self.card)]
+        return remarks_on_run(self.evaluation.confusion, self.log, self.card, from_scratch=self.run.weights is None)

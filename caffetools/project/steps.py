@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 from caffetools.cancel import CancelToken
 from caffetools.errors import Cancelled
@@ -21,11 +22,13 @@ class Steps:
 
     Attributes:
         done: The completed steps, in order.
+        seconds: Duration of each step by its title, earlier attempts included.
     """
 
     def __init__(self, events: EventSink = ignore, cancel: CancelToken | None = None):
         self.events, self.cancel = events, cancel
         self.done: list[Step] = []
+        self.seconds: dict[str, float] = {}
 
     @contextmanager
     def step(self, task: str, title: str, command: str) -> Iterator[Callable[[str], None]]:
@@ -53,8 +56,15 @@ class Steps:
             raise
         finally:
             seconds = time.perf_counter() - begin
+            self.seconds[title] = self.seconds.get(title, 0.0) + seconds
             self.events(Finished(task=task, status=status, message="\n".join(lines), seconds=seconds))
-        self.done.append(Step(title, command, " ".join(lines), seconds))
+        self.done.append(Step(title, command, " ".join(lines), self.seconds[title]))
+
+    def add_earlier(self, seconds: Mapping[str, float]) -> None:
+        """Add the durations of an earlier, interrupted attempt, by title."""
+        for title, value in seconds.items():
+            self.seconds[title] = self.seconds.get(title, 0.0) + value
+        self.done = [replace(step, seconds=self.seconds[step.title]) for step in self.done]
 
     def progress(self, task: str, unit: str) -> Callable[[int, int], None]:
         """Return a function ``(done, total)`` that emits ``Progress`` and raises :class:`Cancelled` after a cancellation."""

@@ -62,6 +62,10 @@ class TrainingSchedule:
         """Number of updates in the whole run."""
         return self.epoch * self.epochs
 
+    def describe(self) -> str:
+        """Return the settings in a sentence."""
+        return f"{self.updates} updates of {self.batch} images, learning rate {self.base_lr:g}."
+
 
 def plan_training(
     model: str,

@@ -145,6 +145,7 @@ class Report:
         card: Facts for users of the model, by name.
         next_steps: What to do with the model, each with its command.
         folder: The folder that relative paths in commands start from.
+        steps_folder: The same of the commands of ``steps``, where it is another one.
         onnx: The check of the exported file.
         files: What was written.
         steps: What was done, in order.
@@ -169,3 +170,4 @@ class Report:
     card: Mapping[str, str] = field(default_factory=dict)
     next_steps: Sequence[Step] = ()
     folder: str = ""
+    steps_folder: str = ""

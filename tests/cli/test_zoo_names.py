@@ -17,6 +17,7 @@ from caffetools.proto.text import read_net
 from caffetools.zoo.cards import get_card, list_models
 from tests.cli.inprocess import error_of, run, run_well
 from tests.cli.published import MODEL, publishing
+from tests.project.shapes import draw_shapes
 from tests.zoo.server import Server
 
 
@@ -147,3 +148,14 @@ def test_a_misspelled_model_in_place_of_a_file_is_named(line: str, hint: str) ->
 def test_where_weights_are_not_published_for_machines_the_message_has_the_address() -> None:
     done = run("zoo", "fetch", "resnet50")
     assert done.returncode == 2 and "https://github.com/KaimingHe/deep-residual-networks" in done.stderr
+
+
+def test_a_report_that_is_made_again_names_the_published_weights(published: Server) -> None:
+    """No setting of the run names them: they are those of its model."""
+    draw_shapes(Path("pictures"), each=4, size=64)
+    run_well("finetune", "pictures", "-o", "run", "--epochs", 1, "--size", 64, "--crop", 64, "--batch", 4, "--device", "cpu")
+    first = Path("run/report.html").read_text(encoding="utf-8")
+    run_well("report", "run")
+    again = Path("run/report.html").read_text(encoding="utf-8")
+    for words in ("started from squeezenet_v1.1", "fine-tuned from squeezenet_v1.1", "Change of the weights of conv1"):
+        assert words in first and words in again, words

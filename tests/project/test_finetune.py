@@ -193,6 +193,33 @@ def test_every_next_step_of_the_report_works_when_pasted(finished: Path) -> None
     ).is_file()
 
 
+def page_of(path: Path) -> str:
+    """A report without the time at which it was written."""
+    return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d", "", path.read_text(encoding="utf-8"))
+
+
+def test_a_report_that_is_made_again_says_all_that_the_run_itself_wrote(
+    once: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(once)
+    first = page_of(Path("run/report.html"))
+    assert "The 7 steps" in first and "from images to ONNX" in first and ">cpu<" in first
+    run_well("report", "run", "-o", tmp_path / "again.html")
+    assert page_of(tmp_path / "again.html") == first
+    # Elsewhere the commands of the steps start where the run was made.
+    monkeypatch.chdir(finished / "run")
+    run_well("report")
+    assert f"Paths start from {once}." in page_of(Path("report.html")) and "The 7 steps" in page_of(Path("report.html"))
+
+
+def test_a_report_of_a_run_without_a_history_measures_again(finished: Path) -> None:
+    for damage in ("{", None):
+        (finished / "run/history.json").write_text(damage) if damage else (finished / "run/history.json").unlink()
+        run_well("report", "run")
+        page = page_of(finished / "run/report.html")
+        assert "✓ Verified" in page and "The 7 steps" not in page
+
+
 def test_a_report_is_made_again_from_the_files_of_a_run(finished: Path) -> None:
     before = {path: path.read_bytes() for path in (finished / "run").rglob("*") if path.is_file() and path.name != "report.html"}
     done = run_well("report", "run", "-o", "again.html")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +15,10 @@ import pytest
 
 from caffetools.data.datasets.card import DatasetCard, load_card
 from caffetools.infer.classifier import Classifier
-from caffetools.project.config import FinetuneConfig
+from caffetools.project.config import FinetuneConfig, flags_of
 from caffetools.project.evaluate import evaluate, held_out
 from caffetools.project.remarks import (
+    OF_SCRATCH,
     OF_TRAIN,
     accuracy_interval,
     is_chance_level,
@@ -54,6 +57,15 @@ def test_the_remarks_on_caffetools_train_name_settings_of_the_solver_rather_than
     assert len(advice) == 2 and all("max_iter" in remark and "--epochs" not in remark for remark in advice)
     (chance,) = remarks_on_accuracy(0.1, 10, 100, OF_TRAIN)
     assert "max_iter" in chance and "--epochs" not in chance and "--from-scratch" not in chance
+
+
+def test_the_remarks_on_a_run_of_finetune_name_options_that_it_has_and_that_apply() -> None:
+    (chance,) = remarks_on_accuracy(0.1, 10, 100)
+    (scratch,) = remarks_on_accuracy(0.1, 10, 100, OF_SCRATCH)
+    assert "--from-scratch" not in chance and "instead of --from-scratch" in scratch
+    early = [remark for remark in remarks_on_log(log_of(FALLING, FALLING)) if "ended early" in remark]
+    known = {flag for item in dataclasses.fields(FinetuneConfig) for flag in flags_of(item)}
+    assert early and set(re.findall(r"--[a-z-]+", f"{chance} {scratch} {early[0]}")) <= known
 
 
 def test_a_test_loss_that_rises_but_remains_near_0_is_not_overfitting() -> None:
