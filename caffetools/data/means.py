@@ -26,8 +26,8 @@ from caffetools.util.threads import ordered_map
 PathLike = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
 Array = NDArray[np.float32]
-# Bytes of records that are added together where they lie.
-_VIEW_BYTES = 1 << 23
+# Bytes of records that are added together where they lie, and of pixels between two progress events.
+_BATCH_BYTES = 1 << 23
 
 __all__ = ["channel_means", "compute_mean", "format_mean_values", "write_binaryproto"]
 
@@ -68,8 +68,7 @@ def _mean(source: Database, skip_corrupt: int, events: EventSink, cancel: Cancel
     corrupt = CorruptRecords(skip_corrupt, lambda error: events(Warned(task="mean", message=f"left out: {error}")))
     if isinstance(source, LmdbFile | ShardedDatabase) and (found := _sums_of_pages(source, report)):
         return _divided(*found)
-    count, total = 0, len(source)
-    step = max(1, total // 100)
+    count, total, unreported = 0, len(source), 0
     shape: tuple[int, ...] = ()
     with closing(_Accumulator()) as accumulator, closing(_arrays(source, corrupt)) as arrays:
         for key, array in arrays:
@@ -81,13 +80,17 @@ def _mean(source: Database, skip_corrupt: int, events: EventSink, cancel: Cancel
                 )
             accumulator.add(array)
             count += 1
-            if count % step == 0 or count == total:
+            unreported += array.nbytes
+            if unreported >= _BATCH_BYTES:
                 report(count, total)
+                unreported = 0
             elif cancel is not None:
                 cancel.raise_if_cancelled("computing the mean")
         sums = accumulator.result(shape)
     if not count:
         raise DataError("no record can be read", path=source.path)
+    if unreported:
+        report(count, total)
     # The number of records read, not the one at the start: another process may have added some.
     return _divided(sums, count)
 
@@ -105,7 +108,7 @@ def _sums_of_pages(source: LmdbFile | ShardedDatabase, report: Callable[[int, in
     """
     sums: Array | None = None
     count = 0
-    with closing(source.views(_VIEW_BYTES)) as views:
+    with closing(source.views(_BATCH_BYTES)) as views:
         for (addresses, sizes), is_current in views:
             places = []
             for address, size in zip(addresses.tolist(), sizes.tolist(), strict=True):

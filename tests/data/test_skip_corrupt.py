@@ -127,7 +127,8 @@ def test_the_same_error_counts_once() -> None:
         corrupt(DataError("truncated", record="b"))
 
 
-def test_the_mean_emits_events_and_stops_when_cancelled(database: Path) -> None:
+def test_the_mean_emits_events_and_stops_when_cancelled(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caffetools.data.means._BATCH_BYTES", 1)
     seen, token = list[Event](), CancelToken()
     mean = compute_mean(database, skip_corrupt=3, events=seen.append)
     np.testing.assert_allclose(mean, np.mean([20.0 * number for number in range(12) if number not in BAD]), rtol=1e-6)

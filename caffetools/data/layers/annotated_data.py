@@ -93,12 +93,9 @@ class AnnotatedData(ReadingLayer):
         transformer = JointTransformer(self.param.transform_param, list(annotated.batch_sampler), self.phase)
         anno_type = int(annotated.anno_type) if annotated.HasField("anno_type") else None
         database = open_database(self.param.data_param.source)
-        maker = AnnotatedBatches(
+        return AnnotatedBatches(
             database, size, transformer, seed, labels=len(self.tops) > 1, anno_type=anno_type, skip_corrupt=self.skip_corrupt
         )
-        if self.param.data_param.rand_skip:
-            maker.skip(int(maker.rng.integers(0, self.param.data_param.rand_skip)))
-        return maker
 
 
 class JointTransformer:

@@ -194,11 +194,6 @@ class RecordBatches(BatchMaker):
             self.database, self._own_shards = own, True
             self.seek(self.position())
 
-    def skip(self, count: int) -> None:
-        """Leave out the next ``count`` records."""
-        for _ in range(count):
-            self._next_record()
-
     def position(self) -> State:
         return {"position": self._position, **({"epoch": self._epoch} if self.shuffle else {})}
 

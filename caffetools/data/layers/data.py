@@ -30,8 +30,8 @@ class Data(ReadingLayer):
     """Records of a database in the order of their keys, over and over; in a random one for each epoch with ``shuffle``, a field of forks.
 
     Tops: data (N, C, H, W) and labels (N), float32. A batch takes its size from its first record; the others must fit. ``source`` is
-    relative to the working directory; its files decide whether it is an LMDB or a LevelDB. ``rand_skip`` starts at a random one
-    of the first records.
+    relative to the working directory; its files decide whether it is an LMDB or a LevelDB. ``rand_skip`` has no
+    effect, as in Caffe 1.0, which deprecates it.
     """
 
     TRAITS = Traits(role="data", source="data_param", file_source=True, transforms=True, label_tops="numbers")
@@ -58,12 +58,9 @@ class Data(ReadingLayer):
         size = batch_size_of(self, param.batch_size)
         transformer = Transformer(self.param.transform_param, self.phase)
         seed = transform_seed(self.param.transform_param, seed)
-        maker = DatabaseBatches(
+        return DatabaseBatches(
             open_database(param.source), size, transformer, seed, labels=len(self.tops) > 1, skip_corrupt=self.skip_corrupt
         )
-        if param.rand_skip:
-            maker.skip(int(maker.rng.integers(0, param.rand_skip)))
-        return maker
 
 
 # A picture (C, H, W) and its label.
