@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from inspect import signature
 from types import FrameType
@@ -86,7 +86,7 @@ def launch(count: int, arguments: Sequence[str], gpus: Sequence[int] = (), resta
         # One message states what failed.
         with _passing_on(agent), logger_level("torch.distributed.elastic", logging.CRITICAL):
             result = agent.run()
-    return _exit_code(result.failures, count) if result.is_failed() else 0
+    return _exit_code(result.failures, agent.first_ended, count) if result.is_failed() else 0
 
 
 def devices(gpu: str) -> list[int]:
@@ -120,15 +120,28 @@ def _visible(gpus: Sequence[int]) -> str:
     return ",".join(names[number] if names else str(number) for number in gpus)
 
 
-def _agent(count: int, arguments: Sequence[str], folder: str, restarts: int) -> LocalElasticAgent:
-    from torch.distributed.elastic.agent.server.api import WorkerGroup, WorkerSpec
+def _agent(count: int, arguments: Sequence[str], folder: str, restarts: int) -> Any:
+    from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.rendezvous import RendezvousParameters
     from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
     class Agent(LocalElasticAgent):
-        """Leaves the handlers of signals as they are: torch 2.6 sets some that end the processes each time it starts them."""
+        """Notes which processes ended before it ends the others, and leaves the handlers of signals as they are.
+
+        torch 2.6 sets handlers that end the processes each time it starts them.
+        """
+
+        first_ended: frozenset[int] = frozenset()
+
+        def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+            # The agent's own look ends all processes where one has failed, and does not say which came first.
+            self.first_ended = frozenset(worker.global_rank for worker in worker_group.workers if _has_ended(worker.id))
+            if hasattr(os, "waitid") and not self.first_ended:
+                return RunResult(WorkerState.HEALTHY)
+            result: RunResult = super()._monitor_workers(worker_group)
+            return result
 
         def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
             handlers = {number: signal.getsignal(number) for number in _SIGNALS}
@@ -161,6 +174,17 @@ def _agent(count: int, arguments: Sequence[str], folder: str, restarts: int) -> 
     return Agent(spec, **options)
 
 
+def _has_ended(process: int) -> bool:
+    """Return whether a child process has ended, and leave its exit code to whoever asks for it; False where that cannot be known."""
+    if not hasattr(os, "waitid"):
+        return False
+    try:
+        return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        # Its exit code was asked for already.
+        return True
+
+
 @contextmanager
 def _passing_on(agent: LocalElasticAgent) -> Iterator[None]:
     """Pass signals on to the processes during the block, so that they write their snapshot; the agent itself would end them."""
@@ -182,13 +206,22 @@ def _passing_on(agent: LocalElasticAgent) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _exit_code(failures: Mapping[int, Any], count: int) -> int:
-    """Return the exit code of the process that failed; it has reported its error itself, unless a signal ended it."""
+def _exit_code(failures: Mapping[int, Any], first: Collection[int], count: int) -> int:
+    """Return the exit code of the process that failed; it has reported its error itself, unless a signal ended it.
+
+    Args:
+        failures: torch's record of each process that failed, by rank; those that the agent ended are among them.
+        first: Ranks of the processes that had ended before; empty where that is unknown.
+        count: Number of processes.
+
+    Raises:
+        RunFailed: A signal ended it.
+    """
     ended = {rank: failure.exitcode for rank, failure in failures.items()}
     killed = {rank: -code for rank, code in ended.items() if code < 0 and -code != signal.SIGTERM}
     reported = [code for code in ended.values() if code > 0]
     if killed:
-        rank, number = min(killed.items())
+        rank, number = min(killed.items(), key=lambda item: (item[0] not in first, item[0]))
         hint = ", maybe because memory ran out" if number == getattr(signal, "SIGKILL", None) else ""
         raise RunFailed(f"process {rank} of {count} was ended by {signal.Signals(number).name}{hint}")
     return reported[0] if reported else 1

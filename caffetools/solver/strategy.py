@@ -26,7 +26,7 @@ from caffetools.errors import CaffeToolsError, RunFailed
 from caffetools.solver.presence import Presence
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store
+    from torch._C._distributed_c10d import GradBucket, Store
 
 T = TypeVar("T")
 
@@ -157,6 +157,8 @@ class DDP:
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self.local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
         self._parent = os.getppid()
+        # Whether an exchange with the others has failed.
+        self._broken = False
         limit = timedelta(seconds=float(os.environ.get(TIMEOUT, _DEFAULT_TIMEOUT)))
         self._report_limit = min(limit, _REPORT_TIMEOUT)
         try:
@@ -194,16 +196,21 @@ class DDP:
         return torch.device("cuda", self.local_rank)
 
     def wrap(self, module: torch.nn.Module, device: torch.device, *, find_unused: bool) -> torch.nn.Module:
-        """Return ``module`` in DistributedDataParallel."""
+        """Return ``module`` in DistributedDataParallel. Its buffers are constants, which every process reads for itself."""
         devices = [device] if device.type == "cuda" else None
-        return torch.nn.parallel.DistributedDataParallel(
-            module, device_ids=devices, gradient_as_bucket_view=True, find_unused_parameters=find_unused
-        )
+        with self._exchange():
+            wrapped = torch.nn.parallel.DistributedDataParallel(
+                module, device_ids=devices, gradient_as_bucket_view=True, find_unused_parameters=find_unused
+            )
+        # The argument of this name is deprecated in newer releases, and the new one missing in older ones.
+        wrapped.broadcast_buffers = False
+        wrapped.register_comm_hook(None, lambda _, bucket: self._average(bucket))
+        return wrapped
 
     def all_reduce(self, values: Sequence[float], op: str = "mean") -> list[float]:
         """Return the ``mean`` or ``max`` of each number over all processes."""
         total = torch.tensor(list(values), dtype=torch.float64)
-        with self.connected():
+        with self._exchange():
             dist.all_reduce(total, dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM, self._control)
         return (total if op == "max" else total / self.size).tolist()
 
@@ -218,7 +225,7 @@ class DDP:
 
     def copy_from_main(self, tensors: list[Tensor]) -> None:
         """Overwrite ``tensors`` (any shape) in place by the main process's."""
-        with self.connected():
+        with self._exchange():
             for tensor in tensors:
                 whole = tensor.detach().contiguous()
                 dist.broadcast(whole, 0)
@@ -226,7 +233,7 @@ class DDP:
 
     def barrier(self) -> None:
         """Wait until all processes are here, however long it takes."""
-        with self.connected():
+        with self._exchange():
             dist.barrier(self._untimed_group)
 
     def run_on_main(self, work: Callable[[], T]) -> T | None:
@@ -241,11 +248,12 @@ class DDP:
 
     @contextmanager
     def connected(self) -> Iterator[None]:
-        """Raise :class:`PeerLost` for a broken connection."""
+        """Raise :class:`PeerLost` for an error of an exchange inside the block, as of the gradients in a backward pass."""
         try:
             yield
         except RuntimeError as error:
-            if isinstance(error, CaffeToolsError) or not _is_connection(error):
+            # Only NCCL's errors and the store's have a type of their own; gloo's are noted where they arise.
+            if isinstance(error, CaffeToolsError) or not (self._broken or isinstance(error, dist.DistError)):
                 raise
             raise self._lost() from error
 
@@ -272,9 +280,34 @@ class DDP:
         named.exit_code = code
         return named
 
+    @contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """Raise :class:`PeerLost` for any error inside the block, which does nothing but an exchange with the others."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise self._lost() from error
+
+    def _average(self, bucket: GradBucket) -> torch.futures.Future[Tensor]:
+        """Start to average gradients over all processes, as DistributedDataParallel does by itself, and note an error."""
+
+        def averaged(done: torch.futures.Future[list[Tensor]]) -> Tensor:
+            try:
+                return done.value()[0]
+            except RuntimeError:
+                self._broken = True
+                raise
+
+        try:
+            work = dist.all_reduce(bucket.buffer().div_(self.size), async_op=True)
+        except RuntimeError:
+            self._broken = True
+            raise
+        return work.get_future().then(averaged)
+
     def _spread(self, text: str, source: int) -> Any:
         length = torch.tensor([len(text.encode())])
-        with self.connected():
+        with self._exchange():
             dist.broadcast(length, source, self._control)
             data = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
             if self.rank != source:
@@ -374,8 +407,3 @@ def _agree_on_attempt(store: Store, rank: int, size: int, limit: timedelta) -> s
             raise RuntimeError(f"{len(missing)} of them did not come")
         time.sleep(0.02)
     return name
-
-
-def _is_connection(error: RuntimeError) -> bool:
-    # torch raises a type of its own for NCCL and the store, but a bare RuntimeError for gloo: only its text names gloo.
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection", "Socket"))

@@ -205,6 +205,15 @@ def test_an_error_in_one_process_ends_all_and_is_reported_once(tmp_path: Path) -
     assert re.search(r"^E\d{4} .*process 1 of 2: .*00000013_x", (folder / "run.log").read_text(), re.MULTILINE)
 
 
+def test_an_error_that_names_a_connection_of_its_own_is_reported_as_it_is(tmp_path: Path) -> None:
+    folder = project(tmp_path, batch=4)
+    python_layer(folder, "asks", ASKS)
+    ended = train_together(folder)
+    assert 0 not in ended.codes
+    text = "".join(ended.errors)
+    assert "RuntimeError: Connection refused by the server of labels" in text and "no answer from" not in text, text
+
+
 def test_what_is_wrong_from_the_start_is_reported_once(tmp_path: Path) -> None:
     ended = train_together(project(tmp_path, batch=4, solver='lr_policy: "cosine"'))
     assert ended.codes == [2, 2]
@@ -363,6 +372,22 @@ class Layer(caffe.Layer):
         if os.environ["RANK"] == "1":
             pathlib.Path("stopped").touch()
             os.kill(os.getpid(), signal.SIGSTOP)
+    def backward(self, top, propagate_down, bottom):
+        pass
+"""
+
+ASKS = """
+import os
+import caffe
+
+class Layer(caffe.Layer):
+    def setup(self, bottom, top):
+        pass
+    def reshape(self, bottom, top):
+        pass
+    def forward(self, bottom, top):
+        if os.environ["RANK"] == "1":
+            raise RuntimeError("Connection refused by the server of labels")
     def backward(self, top, propagate_down, bottom):
         pass
 """
