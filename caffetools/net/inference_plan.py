@@ -152,6 +152,7 @@ class InferencePlan:
                 if not isinstance(form, inference.Conv):
                     return False
                 operator.form = form.with_affine(_affine_of(follower.form))
+                operator.folded = (*operator.folded, follower.layer)
             operator.activation = follower.activation
         else:
             return False
@@ -280,7 +281,9 @@ class InferencePlan:
         return arenas[False].size
 
     def _pack(self, like: InferencePlan | None) -> None:
-        packed = {o.layer: o.conv for o in like.program.operators if isinstance(o.conv, NativeConv) and o.form is not None} if like else {}
+        # Which layers are folded into a convolution depends on the wanted blobs, so only one with the same of them has the same weights.
+        kept = like.program.operators if like else []
+        packed = {(o.layer, o.folded): o.conv for o in kept if isinstance(o.conv, NativeConv) and o.form is not None}
         for index, operator in enumerate(self.program.operators):
             if operator.dropped or not isinstance(operator.form, (inference.Conv, inference.Product)):
                 continue
@@ -290,7 +293,9 @@ class InferencePlan:
                 continue
             made = operator.unpooled or y
             layout, algorithm = self.program.layout(x, made, index, operator.residual), 1 if operator.pool is not None else 0
-            operator.conv = NativeConv(operator.form, operator.activation, layout, like=packed.get(operator.layer), algorithm=algorithm)
+            operator.conv = NativeConv(
+                operator.form, operator.activation, layout, like=packed.get((operator.layer, operator.folded)), algorithm=algorithm
+            )
             if operator.pool is not None:
                 sizes, threads = native_conv.pool_sizes(operator.pool, self.program.layout(made, y, index)), self.program.threads
                 operator.conv.scratch_floats = operator.conv.pooled_scratch(sizes, 1 if index < self.program.head else threads)

@@ -77,6 +77,7 @@ class Operator:
         activation: Applied to the result of a convolution or inner product.
         residual: Added to a convolution's result before that.
         dropped: It was fused into another one.
+        folded: Layers that were multiplied into the weights of a convolution.
         conv: A convolution's or inner product's native operator, once the plan is complete.
         pool: Pooling of a convolution's results, which are ``unpooled`` and have no place in memory.
     """
@@ -88,6 +89,7 @@ class Operator:
     activation: inference.Activation | None = None
     residual: Value | None = None
     dropped: bool = False
+    folded: tuple[Layer | None, ...] = ()
     conv: NativeConv | NativeProduct | None = None
     pool: inference.Pool | None = None
     unpooled: Value | None = None

@@ -473,3 +473,27 @@ def test_unknown_blob_to_keep_is_one_error_with_the_nearest_name(phase: int) -> 
     net = Net(parse(text, NetParameter), phase)
     with pytest.raises(NetError, match="no blob 'abov'; did you mean 'above'"):
         net({"data": torch.zeros(1, 2, 4, 4)}, keep=["abov"])
+
+
+UNFOLDED = """
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 2 dim: 8 dim: 9 dim: 9 } } }
+layer { name: "c" type: "Convolution" bottom: "data" top: "c" convolution_param { num_output: 16 kernel_size: 3 weight_filler { type: "msra" } } }
+layer { name: "bn" type: "BatchNorm" bottom: "c" top: "b" }
+layer { name: "sc" type: "Scale" bottom: "b" top: "s" scale_param { bias_term: true filler { value: 1.5 } bias_filler { value: 0.3 } } }
+layer { name: "r" type: "ReLU" bottom: "s" top: "r" }
+"""
+
+
+@pytest.mark.parametrize("orders", ["c,,b,", ",c,b", "b,c,"])
+def test_passes_that_keep_other_blobs_do_not_share_weights_that_layers_are_folded_into(orders: str) -> None:
+    torch.manual_seed(0)
+    net = with_real_statistics(Net(parse(UNFOLDED, NetParameter), TEST))
+    x = torch.randn(2, 8, 9, 9)
+    with torch.no_grad():
+        net.inference.enabled = False
+        expected = net({"data": x}, keep=["c", "b"])
+        net.inference.enabled = True
+        for kept in orders.split(","):
+            found = net({"data": x}, keep=[kept] if kept else [])
+            for blob, value in found.items():
+                torch.testing.assert_close(value, expected[blob], atol=1e-5, rtol=1e-5)
