@@ -33,7 +33,7 @@ def import_(
 ) -> None:
     """Write MODEL as a Caffe net: deploy.prototxt and weights.caffemodel in the folder --out.
 
-    Both are run on the same input before anything is written; a difference above 1e-4 of an output's largest value is a failure.
+    Both are run on two random inputs before anything is written; a difference above 1e-4 of an output's largest value is a failure.
     What has no Caffe layers with the same numbers is an error that names the node and the reason.
     """
     from caffetools.cli.export import parse_shape
@@ -53,16 +53,19 @@ def import_(
             "outputs": imported.outputs,
             "moved_inputs": {name: list(order) for name, order in imported.moved_inputs.items()},
             "largest_difference": imported.largest_difference,
+            "batch_limit": imported.batch_limit,
         }
         print_json(answer)
         return
     console.print(f"Wrote {files[0]} and {files[1]} ({len(imported.model.net.layer)} layers, target {target}).", markup=False)
     console.print(
         f"Verified: largest difference {imported.largest_difference:.1e} of the largest value of an output, caffetools against "
-        "onnxruntime on a random input.",
+        "onnxruntime on two random inputs.",
         markup=False,
     )
     for name, order in imported.moved_inputs.items():
         axes = ", ".join("NHWC"[axis] for axis in order)
         console.print(f"The input '{name}' is (N, H, W, C) in the model and ({axes}) in the net.", markup=False)
+    if imported.batch_limit:
+        console.print(f"The batch size is fixed, since another gives other numbers: {imported.batch_limit}.", markup=False)
     print_next(command("inspect", files[0], files[1]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -52,14 +52,15 @@ class Session:
         # Read now, while the file can be named if they are damaged.
         self.properties: dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
 
-    def run(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run once: every input by name to every output by name, arrays (N, …) of float32. Raises :class:`EngineError` where the batch does not fit."""
+    def run(self, batch: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+        """Run once: every input by name to every output by name, or to ``outputs``; arrays (N, …) of float32. Raises :class:`EngineError` where the batch does not fit."""
+        wanted = self.outputs if outputs is None else list(outputs)
         given = {name: np.ascontiguousarray(batch[name], kind) for name, kind in self.types.items()}
         try:
-            values = self._session.run(self.outputs, given)
+            values = self._session.run(wanted, given)
         except Exception as error:
             raise EngineError(f"onnxruntime cannot run the model: {_one_line(error)}") from None
-        return dict(zip(self.outputs, values, strict=True))
+        return dict(zip(wanted, values, strict=True))
 
 
 def open_session(

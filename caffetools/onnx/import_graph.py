@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from caffetools.engines.input_shapes import fill_free_axes
-from caffetools.engines.onnxruntime import open_session
+from caffetools.engines.onnxruntime import Session, open_session
 from caffetools.errors import ExportError
 from caffetools.layers.base import Shape, format_shape
 from caffetools.onnx.import_inline import RANDOM, has_branches, inline_branches, inline_functions, is_own, read_values
@@ -68,6 +68,7 @@ class ImportGraph:
         shapes: Value → shape, for sizes of the inputs as they are.
         constants: Value → array, of every value that does not depend on the inputs.
         sample: Value → array for one random input; what the imported net is compared with.
+        second: Input or output → array for another one.
         opset: Version of ONNX's operators.
     """
 
@@ -78,6 +79,7 @@ class ImportGraph:
     shapes: dict[str, Shape]
     constants: dict[str, Array]
     sample: dict[str, Array]
+    second: dict[str, Array]
     opset: int
     _readers: dict[str, list[Node]] | None = None
 
@@ -126,23 +128,25 @@ def prepare(model: onnx.ModelProto, input_shapes: Mapping[str, Shape] | None = N
     model, opset = _runnable(inline_functions(model))
     fixed = _fixed_inputs(model, dict(input_shapes or {}))
     random = np.random.RandomState(seed)
-    feed = {name: random.randn(*shape).astype(np.float32) for name, shape in fixed.items()}
-    depends, values = _run(model, feed)
+    # The second is wider, so that what holds only for small values is found too.
+    feeds = [{name: (random.randn(*shape) * width).astype(np.float32) for name, shape in fixed.items()} for width in (1, 3)]
+    depends, values, session = _run(model, feeds[0])
     while has_branches(model):
         inlined = inline_branches(model, _constants(model, values, depends))
         if inlined is None:
             break
         model = inlined
-        depends, values = _run(model, feed)
+        depends, values, session = _run(model, feeds[0])
     constants = _constants(model, values, depends)
     shapes: dict[str, Shape] = {name: tuple(np.shape(value)) for name, value in (constants | values).items()}
     nodes = [_node(proto) for proto in model.graph.node if any(name in depends for name in proto.output)]
     outputs = [value.name for value in model.graph.output]
-    return ImportGraph(model.graph.name or "net", nodes, fixed, outputs, shapes, constants, values, opset)
+    second = feeds[1] | session.run(feeds[1], outputs=list(dict.fromkeys(outputs)))
+    return ImportGraph(model.graph.name or "net", nodes, fixed, outputs, shapes, constants, values, second, opset)
 
 
-def _run(model: onnx.ModelProto, feed: Mapping[str, Array]) -> tuple[set[str], dict[str, Array]]:
-    """Run a model once; gives the values that depend on its inputs, and what every value is."""
+def _run(model: onnx.ModelProto, feed: Mapping[str, Array]) -> tuple[set[str], dict[str, Array], Session]:
+    """Run a model once; gives the values that depend on its inputs, what every value is, and the session."""
     depends = _dependent_values(model, feed)
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)
@@ -151,8 +155,8 @@ def _run(model: onnx.ModelProto, feed: Mapping[str, Array]) -> tuple[set[str], d
     exposed.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in made if name not in known)
     # Shapes that were inferred for other sizes would contradict the run.
     del exposed.graph.value_info[:]
-    values = open_session(exposed, fast=False).run(feed)
-    return depends, {**values, **feed}
+    session = open_session(exposed, fast=False)
+    return depends, {**session.run(feed), **feed}, session
 
 
 def _constants(model: onnx.ModelProto, values: Mapping[str, Array], depends: Collection[str]) -> dict[str, Array]:
@@ -198,6 +202,11 @@ def _fixed_inputs(model: onnx.ModelProto, given: dict[str, Shape]) -> dict[str, 
                 hint="export the model again without the nodes that convert pictures (for caffetools: without --preprocess)",
             )
         dims = value.type.tensor_type.shape.dim
+        if value.type.tensor_type.HasField("shape") and not dims:
+            raise ImportFailed(
+                f"input '{value.name}' is a single number without axes, and a Caffe net takes blobs (N, …)",
+                hint="export the model again with that number as a constant, or as a tensor of 1 x 1",
+            )
         if value.name in given:
             _check_given(value, given[value.name])
         shape = given.get(value.name) or fill_free_axes(value.name, [int(dim.dim_value) for dim in dims], properties)

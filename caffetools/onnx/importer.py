@@ -6,20 +6,15 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
-import torch
-from numpy.typing import NDArray
 
-from caffetools.errors import CaffeToolsError
 from caffetools.layers.base import Shape
 from caffetools.layers.concat import Split
-from caffetools.net.net import Net
-from caffetools.net.weights import load_weights
 from caffetools.onnx import import_ops
-from caffetools.onnx.import_graph import ImportFailed, ImportGraph, Node, prepare
+from caffetools.onnx.import_check import check
+from caffetools.onnx.import_einsum import expand_einsums
+from caffetools.onnx.import_graph import ImportFailed, Node, prepare
 from caffetools.onnx.import_layout import channels_first
 from caffetools.onnx.import_net import TARGETS, NetWriter, Target, clean_name, find_handler
 from caffetools.onnx.import_ops.refused import why_not
@@ -28,19 +23,11 @@ from caffetools.onnx.model import load_model
 from caffetools.proto.binary import write_caffemodel
 from caffetools.proto.encoding import encode_text
 from caffetools.proto.model import Caffemodel
-from caffetools.proto.schema import TEST
 from caffetools.proto.text import format_text
 from caffetools.results import Preprocessing
 from caffetools.util.files import atomic_files
 
 PathLike = str | os.PathLike[str]
-Array = NDArray[Any]
-
-# The largest difference allowed, relative to an output's largest value: layers that stand for one operator round several times.
-TOLERANCE = 1e-4
-# Operators that give 0 and 1 (or other limits) for all large inputs, and those that only move values.
-_SATURATING = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid", "Tanh", "Clip"})
-_MOVING = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout", "Cast", "Concat", "Split", "Slice"})
 
 import_ops.register()
 
@@ -51,11 +38,12 @@ class ImportedNet:
 
     Attributes:
         model: The net with its weights.
-        largest_difference: The largest difference of all outputs, relative to an output's largest value; of the values before a
-            Softmax or Sigmoid too, since probabilities of 0 and 1 are equal where those are not.
+        largest_difference: The largest difference of all outputs on two inputs, relative to an output's largest value; of the values
+            before a Softmax or Sigmoid too, since probabilities of 0 and 1 are equal where those are not.
         outputs: ONNX output → blob.
         preprocessing: The preprocessing of the model's metadata, if caffetools wrote it.
         moved_inputs: ONNX input → the order of its axes in the net, for inputs that are (N, H, W, C) in the model.
+        batch_limit: Why the net takes no other batch size than that of its prototxt; ``""`` where it takes any.
     """
 
     model: Caffemodel
@@ -63,6 +51,7 @@ class ImportedNet:
     outputs: dict[str, str]
     preprocessing: Preprocessing | None = None
     moved_inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    batch_limit: str = ""
 
     def write(self, folder: PathLike, more: Mapping[Path, bytes] | None = None) -> tuple[Path, Path]:
         """Write ``deploy.prototxt`` and ``weights.caffemodel`` into ``folder``, all or none; gives their paths.
@@ -90,7 +79,7 @@ def import_model(
     input_shapes: Mapping[str, Shape] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImportedNet:
-    """Convert an ONNX model to a Caffe net, and compare the two on one random input.
+    """Convert an ONNX model to a Caffe net, and compare the two on two random inputs.
 
     Args:
         model: An ONNX file, a model's bytes, or a model.
@@ -110,6 +99,7 @@ def import_model(
         raise ImportFailed(f"there is no target '{target}'; there are {', '.join(TARGETS)}")
     proto = model if isinstance(model, onnx.ModelProto) else load_model(model)
     graph = prepare(proto, input_shapes)
+    expand_einsums(graph)
     merge_patterns(graph)
     moved = channels_first(graph)
     merge_patterns(graph)
@@ -125,9 +115,9 @@ def import_model(
             progress(number, len(graph.nodes))
     outputs = _finish(writer)
     result = writer.result()
-    difference = _compare(graph, result, outputs | _before_saturation(writer))
+    checked = check(writer, result, outputs, moved)
     properties = {item.key: item.value for item in proto.metadata_props}
-    return ImportedNet(result, difference, outputs, Preprocessing.from_properties(properties), moved)
+    return ImportedNet(result, checked.largest_difference, outputs, Preprocessing.from_properties(properties), moved, checked.batch_limit)
 
 
 def _finish(writer: NetWriter) -> dict[str, str]:
@@ -153,58 +143,3 @@ def _finish(writer: NetWriter) -> dict[str, str]:
     rest = [top for layer in writer.net.layer for top in layer.top if top not in used and top not in outputs.values()]
     writer.silence(end, list(dict.fromkeys(rest)))
     return outputs
-
-
-def _before_saturation(writer: NetWriter) -> dict[str, str]:
-    """Return ONNX value → blob of what the last Softmax or Sigmoid before each output reads, where a blob of its name holds it."""
-    graph, found = writer.graph, dict[str, str]()
-    waiting = list(graph.outputs)
-    seen = set(waiting)
-    while waiting:
-        node = graph.maker(waiting.pop())
-        if node is None or node.op not in _MOVING | _SATURATING:
-            continue
-        for value in node.inputs:
-            if value in seen or value in graph.constants or not value:
-                continue
-            seen.add(value)
-            if node.op in _MOVING:
-                waiting.append(value)
-            elif (blob := writer.known_blob(value)) is not None:
-                found[value] = blob
-    return found
-
-
-def _compare(graph: ImportGraph, model: Caffemodel, compared: Mapping[str, str]) -> float:
-    """Return the largest relative difference; raises :class:`ImportFailed` where it is over TOLERANCE, naming the first node that differs."""
-    try:
-        net = Net(model.net, TEST, fill=False)
-        load_weights(net, model)
-    except CaffeToolsError as error:
-        raise ImportFailed(f"the imported net is not valid: {error}") from None
-    feed = {clean_name(name): torch.from_numpy(np.array(graph.sample[name], np.float32)) for name in graph.inputs}
-    with torch.no_grad():
-        blobs = net(feed, keep=list(net.blob_shapes))
-    worst = 0.0
-    for value, blob in compared.items():
-        worst = max(worst, _difference(graph.sample[value], blobs[blob].numpy()))
-    if worst > TOLERANCE:
-        for node in graph.nodes:
-            for value in node.outputs:
-                blob = clean_name(value)
-                if blob in blobs and value in graph.sample and _difference(graph.sample[value], blobs[blob].numpy()) > TOLERANCE:
-                    raise node.error(f"its layers give other numbers (blob '{blob}'); please report it")
-        raise ImportFailed(f"the imported net differs from the model by {worst:.2g} of the largest value")
-    return worst
-
-
-def _difference(expected: Array, got: Array) -> float:
-    if expected.shape != got.shape:
-        return float("inf")
-    if not expected.size:
-        return 0.0
-    with np.errstate(invalid="ignore"):
-        gaps = np.where(expected == got, 0.0, np.abs(expected.astype(np.float64) - got))
-    scale = float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0))
-    largest = float(gaps.max())
-    return 0.0 if largest == 0 else largest / scale if scale else largest

@@ -61,18 +61,21 @@ def prelu(writer: NetWriter, node: Node) -> None:
     slope, shape = writer.required(node, 1, "slope"), writer.shape(node.inputs[0])
     channels = shape[1] if len(shape) > 1 else 1
     shared = slope.size == 1
-    if not shared and slope.size > 1 and slope.size != channels:
+    # A slope lies along the last axes; its channels are at axis 1.
+    aligned = (1,) * (len(shape) - slope.ndim) + slope.shape
+    by_channel = slope.ndim <= len(shape) and len(shape) > 1 and slope.size == aligned[1] == channels
+    if not shared and not by_channel:
+        if slope.ndim > len(shape) or aligned[0] != 1:
+            raise node.error("its slopes differ from item to item")
         # x = max(x, 0) - max(-x, 0), and the slopes of places are a constant factor of the second.
         blob = writer.blob(node, node.inputs[0])
         above = str(writer.layer(node, ReLU.TYPE, [blob], last=False, hint="above").top[0])
         below = writer.layer(node, ReLU.TYPE, [power(writer, node, blob, scale=-1, last=False)], last=False, hint="below").top[0]
-        full = np.broadcast_to(slope, shape[1:]) if slope.ndim < len(shape) else np.broadcast_to(slope, (1, *shape[1:]))[0]
+        full = np.broadcast_to(slope, (1, *shape[1:]))[0]
         scaled = writer.layer(node, Scale.TYPE, [below], last=False, hint="slopes", weights=[full])
         scaled.scale_param.num_axes = full.ndim
         _difference(writer, node, above, scaled.top[0], [1, -1], last=True)
         return
-    if not shared and (slope.size != channels or slope.ndim > len(shape) or slope.shape[0 if slope.ndim == len(shape) - 1 else -1] == 0):
-        raise node.error("its slope must be one number, or one for each channel")
     layer = writer.layer(node, PReLU.TYPE, [writer.blob(node, node.inputs[0])], weights=[slope.reshape(() if shared else (channels,))])
     if shared:
         layer.prelu_param.channel_shared = True

@@ -91,6 +91,10 @@ def _plan(start: Sequence[int], end: Sequence[int], shape: Shape) -> tuple[list[
 def take(writer: NetWriter, node: Node, blob: str, axis: int, size: int, indices: Sequence[int], *, last: bool = True) -> str:
     """Put values along ``axis`` of ``size`` into the order of ``indices``, which may repeat; gives the blob."""
     runs = _runs(indices)
+    if len(runs) > _MOST_PARTS:
+        raise node.error(
+            f"its {len(indices)} places along axis {axis} are {len(runs)} parts of a Slice, more than the {_MOST_PARTS} that a net loads in time"
+        )
     bounds = sorted({bound for first, end in runs if (first, end) != (0, size) for bound in (first, end)} - {0, size})
     parts: list[str] = [blob]
     if bounds:

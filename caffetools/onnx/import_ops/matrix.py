@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from caffetools.layers.convolution import Convolution
 from caffetools.layers.inner_product import InnerProduct
 from caffetools.layers.reduction import Reduction
 from caffetools.onnx.import_graph import Node
@@ -16,6 +17,7 @@ from caffetools.onnx.import_ops.activation import product
 from caffetools.onnx.import_ops.axes import add_transpose
 from caffetools.onnx.import_ops.elementwise import tiled
 from caffetools.onnx.import_ops.shape import add_reshape
+from caffetools.onnx.import_ops.window import fill_kernel
 
 Array = NDArray[Any]
 
@@ -43,8 +45,11 @@ def gemm(writer: NetWriter, node: Node) -> None:
 @importer("MatMul")
 def matmul(writer: NetWriter, node: Node) -> None:
     """x · W along the last axis."""
-    weight = writer.constant(node, 1)
-    if weight is None or writer.constant(node, 0) is not None:
+    weight, first = writer.constant(node, 1), writer.constant(node, 0)
+    if first is not None:
+        _from_the_left(writer, node, first)
+        return
+    if weight is None:
         _of_two(writer, node)
         return
     while weight.ndim > 2 and len(weight) == 1:
@@ -55,6 +60,25 @@ def matmul(writer: NetWriter, node: Node) -> None:
     blob = inner_product(writer, node, node.inputs[0], weight.reshape(len(weight), -1).T, node.attributes.get("bias"), last=not vector)
     if vector:
         add_reshape(writer, node, blob, (*writer.shape(node.inputs[0])[:-1], 1), writer.shape(node.outputs[0]))
+
+
+def _from_the_left(writer: NetWriter, node: Node, weight: Array) -> None:
+    """Multiply W (…, M, K) by a value (N, …, K, P): a convolution of 1 x 1 over the K, for each of the axes between in a group of its own."""
+    shape, output = writer.shape(node.inputs[1]), writer.shape(node.outputs[0])
+    if len(shape) < 3 or weight.ndim < 2 or output[:-2] != shape[:-2]:
+        raise node.error("of a constant and a value, the value must have a batch, and the constant no axes that the value does not have")
+    leading = (1,) * (len(shape) - weight.ndim) + weight.shape[:-2]
+    if leading[0] != 1:
+        raise node.error("its constant differs from item to item")
+    between, rows, (depth, columns) = shape[1:-2], weight.shape[-2], shape[-2:]
+    groups = math.prod(between)
+    full = np.broadcast_to(weight.reshape(*leading[1:], rows, depth), (*between, rows, depth))
+    maps = (shape[0], groups * depth, columns, 1)
+    blob = add_reshape(writer, node, writer.blob(node, node.inputs[1]), shape, maps, last=False)
+    layer = writer.layer(node, Convolution.TYPE, [blob], last=False, hint="product", weights=[full.reshape(groups * rows, depth, 1, 1)])
+    fill_kernel(layer, groups * rows, (1, 1), (1, 1), (0, 0), (1, 1), groups)
+    layer.convolution_param.bias_term = False
+    add_reshape(writer, node, layer.top[0], (shape[0], groups * rows, columns, 1), output)
 
 
 def _of_two(writer: NetWriter, node: Node) -> None:

@@ -28,6 +28,10 @@ def reduce(writer: NetWriter, node: Node) -> None:
     shape, output = writer.shape(node.inputs[0]), writer.shape(node.outputs[0])
     axes = _axes(writer, node, len(shape))
     blob = writer.blob(node, node.inputs[0])
+    if not axes:
+        # As noop_with_empty_axes asks for: of each value by itself.
+        _by_value(writer, node, blob)
+        return
     if shape == output and all(shape[axis] == 1 for axis in axes) and node.op in ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"):
         writer.alias(node)
         return
@@ -52,22 +56,23 @@ def reduce(writer: NetWriter, node: Node) -> None:
         param.axis, param.operation = axes[0], getattr(param, _REDUCTIONS[node.op])
         if reduced != output:
             add_reshape(writer, node, layer.top[0], reduced, output)
-    elif axes[0] == 0:
-        raise node.error("over the batch and a part of the other axes it has no layer")
     else:
         _by_pooling(writer, node, blob, axes)
 
 
 def _by_pooling(writer: NetWriter, node: Node, blob: str, axes: list[int]) -> None:
-    """Axes that follow one another as the height of maps (N, axes before, axes, axes after), which a window spans."""
-    shape, output = list(writer.shape(node.inputs[0])), writer.shape(node.outputs[0])
+    """Axes that follow one another as the height of maps (N, axes before, axes, axes after), which a window spans; the batch too, as one item."""
+    source, output = writer.shape(node.inputs[0]), writer.shape(node.outputs[0])
+    shape = list(source)
+    if axes[0] == 0:
+        shape, axes = [1, *shape], [axis + 1 for axis in axes]
     sign = -1.0 if node.op == "ReduceMin" else 1.0
     if node.op == "ReduceL1":
         blob = str(writer.layer(node, AbsVal.TYPE, [blob], last=False, hint="abs").top[0])
     elif node.op in ("ReduceSumSquare", "ReduceL2", "ReduceMin"):
         blob = power(writer, node, blob, power=1 if node.op == "ReduceMin" else 2, scale=sign, last=False)
     method = "MAX" if node.op in ("ReduceMax", "ReduceMin") else "AVE"
-    present: tuple[int, ...] = tuple(shape)
+    present: tuple[int, ...] = source
     while axes:
         first = end = axes[-1]
         while first - 1 in axes:
@@ -90,11 +95,24 @@ def _by_pooling(writer: NetWriter, node: Node, blob: str, axes: list[int]) -> No
     add_reshape(writer, node, blob, (*present, 0), output)
 
 
+def _by_value(writer: NetWriter, node: Node, blob: str) -> None:
+    """Add what a reduction over no axes computes."""
+    if node.op in ("ReduceL1", "ReduceL2"):
+        writer.layer(node, AbsVal.TYPE, [blob])
+    elif node.op == "ReduceSumSquare":
+        power(writer, node, blob, power=2)
+    else:
+        writer.alias(node)
+
+
 def _axes(writer: NetWriter, node: Node, count: int) -> list[int]:
+    """Return the axes that are reduced, sorted; none where the node asks for none."""
     axes = node.attributes.get("axes")
     if axes is None:
         given = writer.constant(node, 1)
         axes = None if given is None else given.tolist()
+    if not axes and int(node.attributes.get("noop_with_empty_axes", 0)):
+        return []
     return sorted(int(axis) % count for axis in axes) if axes else list(range(count))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -120,3 +121,25 @@ def gather(writer: NetWriter, node: Node) -> None:
         pick_channels(writer, node, blob, places, shape[1])
     else:
         take(writer, node, blob, axis, shape[axis], places.tolist())
+
+
+@importer("GatherND")
+def gather_nd(writer: NetWriter, node: Node) -> None:
+    """Import GatherND of constant places: the axes that they count along become one, of which values are taken."""
+    shape, skipped = writer.shape(node.inputs[0]), int(node.attributes.get("batch_dims", 0))
+    indices = writer.required(node, 1, "indices")
+    depth = indices.shape[-1]
+    items = indices.reshape(-1, *indices.shape[skipped:])
+    if (items != items[:1]).any():
+        raise node.error("its indices differ from item to item")
+    counted = shape[skipped : skipped + depth]
+    places = np.moveaxis(items[0], -1, 0) % np.reshape(counted, (-1, *[1] * (items[0].ndim - 1)))
+    flat = np.ravel_multi_index(tuple(places), counted).reshape(-1).tolist()
+    rows = (*shape[:skipped], math.prod(counted), *shape[skipped + depth :])
+    blob = (
+        add_reshape(writer, node, writer.blob(node, node.inputs[0]), shape, rows, last=False)
+        if rows != shape
+        else writer.blob(node, node.inputs[0])
+    )
+    taken = take(writer, node, blob, skipped, rows[skipped], flat, last=False)
+    add_reshape(writer, node, taken, (*rows[:skipped], len(flat), *rows[skipped + 1 :]), writer.shape(node.outputs[0]))
