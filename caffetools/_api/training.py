@@ -61,7 +61,7 @@ def build_dataset(
         group_by: Column of a list, or regular expression: images with the same value, or the same match in their paths, are in one split.
         seed: Seed of the split and the order.
         gray: Store one channel.
-        encode: `"raw"` (pixels), `"png"`, `"jpeg"`, or `"source"` (the images' own files where possible).
+        encode: `"raw"` (pixels), `"png"`, `"jpeg"`, or `"source"` (the images' own JPEG, PNG and BMP files where the size allows).
         min_per_class: Leave out classes with fewer usable images.
         drop_duplicates: Keep one of several equal files; none if their labels differ.
         drop_similar: The same for near-identical images.

@@ -56,7 +56,12 @@ _ResizeMode = Annotated[str, typer.Option(metavar="MODE", help="squash, crop (th
 _FastDecode = Annotated[
     bool, typer.Option("--fast-decode", help="Decode large JPEGs at a reduced scale: up to twice as fast, but not the pixels Caffe gives.")
 ]
-_Encode = Annotated[str, typer.Option(metavar="FORM", help="raw (pixels), png, jpeg, or source (the pictures' own files where possible).")]
+_Encode = Annotated[
+    str,
+    typer.Option(
+        metavar="FORM", help="raw (pixels), png, jpeg, or source (the pictures' own files where they are JPEG, PNG or BMP of that size)."
+    ),
+]
 _Encoded = Annotated[bool, typer.Option("--encoded", help="The same as --encode source: smaller, slower to read.")]
 _Labels = Annotated[
     Path | None,

@@ -77,7 +77,8 @@ def verify(
 ) -> None:
     """Decode every record of a database and list what is wrong; exits with 1 when there are faults.
 
-    Of the folder of a dataset, all of its databases are checked. HDF5 files, and lists of them, are checked too.
+    Of the folder of a dataset, all of its databases are checked. HDF5 files, and lists of them, are checked too. Of a dataset, and of a
+    database in one, its dataset.json states the number of classes, mixed sizes, and classes without pictures in a split.
     """
     from caffetools.data.datasets.hdf5 import hdf5_files, verify_hdf5
     from caffetools.data.datasets.verify import verify_database
@@ -85,15 +86,16 @@ def verify(
     parts = _parts(database)
     found = {}
     for part, path in parts.items():
+        most, allowed = _stated(database, part, classes, allow or [])
         with progress_sink("Verifying records") as events:
             if hdf5_files(path) is not None:
-                result = verify_hdf5(path, classes=classes, allow=tuple(allow or ()), events=events)
+                result = verify_hdf5(path, classes=most, allow=allowed, events=events)
             elif cluster:
                 from caffetools.data.cluster_jobs import cluster_verify
 
-                result = cluster_verify(path, cluster, classes=classes, allow=tuple(allow or ()), events=events)
+                result = cluster_verify(path, cluster, classes=most, allow=allowed, events=events)
             else:
-                result = verify_database(path, classes=classes, allow=tuple(allow or ()), events=events)
+                result = verify_database(path, classes=most, allow=allowed, events=events)
         found[part] = result
         if not as_json:
             _show_faults(path if part else "", result, is_hdf5=hdf5_files(path) is not None)
@@ -102,6 +104,18 @@ def verify(
         print_json(shown.get("", shown))
     if any(result.faults for result in found.values()):
         raise typer.Exit(1)
+
+
+def _stated(database: str, part: str, classes: int | None, allow: list[str]) -> tuple[int | None, tuple[str, ...]]:
+    """Return the number of classes and the kinds of faults to ignore, with what the card of a dataset states for its databases."""
+    from caffetools.data.datasets.card import card_of, load_card
+    from caffetools.data.datasets.verify import stated_faults
+    from caffetools.util import urls
+
+    found = (load_card(database), part) if part else None if urls.is_url(database) else card_of(database)
+    if found is None:
+        return classes, tuple(allow)
+    return len(found[0].classes) if classes is None else classes, (*allow, *stated_faults(*found))
 
 
 def _show_faults(path: str, result: Verification, *, is_hdf5: bool) -> None:
@@ -252,8 +266,7 @@ def _parts(database: str) -> dict[str, str]:
         places = {part: urls.join(database, f"{part}_lmdb") for part in PARTS}
         return {part: place for part, place in places.items() if urls.exists(place)}
     card = load_card(database)
-    counts = {"train": card.train_count, "val": card.val_count, "test": card.test_count}
-    return {part: str(card.source(part)) for part, count in counts.items() if count}
+    return {part: str(card.source(part)) for part in PARTS if any(card.counts(part))}
 
 
 def _names(labels: Path | None, database: str, parts: dict[str, str]) -> list[str] | None:

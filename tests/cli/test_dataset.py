@@ -128,6 +128,25 @@ def test_a_dataset_is_looked_at_as_a_whole(pictures: Path, tmp_path: Path) -> No
     assert f"{out / 'train_lmdb'}: 5 records, 0 fault(s)" in done.output and f"{out / 'val_lmdb'}: 2 records, 2 fault(s)" in done.output
 
 
+def test_verify_lists_no_fault_that_the_card_of_a_dataset_states(tmp_path: Path) -> None:
+    """Pictures of their own sizes, and classes without validation pictures; the number of classes is the card's."""
+    draw_classes(tmp_path / "p" / "train", {"a": 3, "b": 2, "c": 3, "d": 2})
+    draw_classes(tmp_path / "p" / "val", {"a": 2, "c": 2}, seed=50)
+    out = tmp_path / "out"
+    assert run(tmp_path / "p", out, "--size", "0").exit_code == 0
+    command = CliRunner().invoke
+    for place in (out, f"file://{out}", out / "train_lmdb", out / "val_lmdb"):
+        done = command(app, ["verify", str(place)])
+        assert (done.exit_code, done.output.splitlines()[-1][-10:]) == (0, "0 fault(s)"), done.output
+    (tmp_path / "dataset.json").write_text((out / "dataset.json").read_text())
+    shutil.copytree(out / "val_lmdb", tmp_path / "copy")
+    faults = {fault["kind"] for fault in json.loads(command(app, ["verify", str(tmp_path / "copy"), "--json"]).output)["faults"]}
+    assert faults == {"size", "gap"}
+    card = json.loads((out / "dataset.json").read_text())
+    (out / "dataset.json").write_text(json.dumps({**card, "classes": card["classes"][:-1]}))
+    assert "its label 3 is not below the number of classes, 3" in command(app, ["verify", str(out)]).output
+
+
 def test_classes_of_a_subset_may_be_written_with_commas(pictures: Path, tmp_path: Path) -> None:
     run(pictures, tmp_path / "data", "--size", "8")
     done = CliRunner().invoke(app, ["subset", str(tmp_path / "data"), str(tmp_path / "small"), "--classes", "große Hunde, cats", "--json"])

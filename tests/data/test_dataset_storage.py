@@ -90,6 +90,23 @@ def test_png_and_jpeg_storage(tmp_path: Path, encode: str, start: bytes, size: i
         assert own in [datum.data for datum in found]
 
 
+def test_own_files_are_stored_only_of_formats_that_every_opencv_decodes(tmp_path: Path) -> None:
+    """Caffe ends at a record that its OpenCV cannot decode: GIF, WebP, JPEG 2000 and, in some builds, TIFF and PNM."""
+    folder = draw_classes(tmp_path / "p", {"a": 2, "b": 2})
+    for kind in ("jpg", "bmp", "gif", "webp", "jp2", "tif", "ppm"):
+        draw(folder / "a" / f"photo.{kind}", 9)
+    raw = build_dataset(folder, tmp_path / "raw", size=0)
+    card = build_dataset(folder, tmp_path / "out", size=0, encode="source")
+    kinds = {}
+    for part in ("train", "val"):
+        for (key, _, pixels), (_, _, expected), datum in zip(
+            rows(card.source(part)), rows(raw.source(part)), data_of(card.source(part)), strict=True
+        ):
+            np.testing.assert_array_equal(pixels, expected)
+            kinds[key.rpartition(".")[2]] = datum.data[:2]
+    assert kinds == {**dict.fromkeys(("png", "gif", "webp", "jp2", "tif", "ppm"), b"\x89P"), "jpg": b"\xff\xd8", "bmp": b"BM"}
+
+
 def test_unknown_and_contradicting_encodings_are_refused(tmp_path: Path) -> None:
     folder = draw_classes(tmp_path / "p", {"a": 2, "b": 2})
     with pytest.raises(DataError, match="the encoding 'gif' is unknown; it can be raw, source, png, jpeg"):

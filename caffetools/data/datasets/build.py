@@ -120,7 +120,8 @@ def build_dataset(
         seed: Seed of the split and the order.
         gray: Store one channel.
         encoded: The same as ``encode="source"``.
-        encode: ``raw``: pixels. ``png``, ``jpeg``: files of that type. ``source``: files, the picture's own where possible.
+        encode: ``raw``: pixels. ``png``, ``jpeg``: files of that type. ``source``: files, the picture's own if it is a
+            JPEG, PNG or BMP of that size.
         resize_mode: ``squash``, ``crop``, ``fill`` or ``half-crop``; see :func:`~caffetools.data.datasets.resizing.resize_to`.
         fast_decode: Decode JPEGs of at least twice ``size`` at a reduced scale: up to twice as fast, but not the pixels that Caffe gives.
         group_by: Column of a list, or regular expression: pictures with the same value, or whose paths match it with the same text, are

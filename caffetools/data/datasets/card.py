@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from caffetools.data.datasets.pictures import PARTS
 from caffetools.errors import DataError
+from caffetools.util import urls
 from caffetools.util.files import atomic_write
 
 PathLike = str | os.PathLike[str]
@@ -54,7 +56,7 @@ class DatasetCard:
         settings: Further settings of the build: ``storage``, ``resize_mode``, ``test``, ``group_by``, ``min_per_class``…
         duplicates: Groups of equal or near-identical pictures: ``kind``, ``paths``, ``parts``, ``labels``; the first 200.
         files: File in the folder → its size (``bytes``) and ``sha256``.
-        url: The URL that the dataset was written to; empty if it is in a folder. Not in dataset.json.
+        url: The URL that the dataset is at; empty if it is in a folder. Not in dataset.json.
     """
 
     folder: Path
@@ -127,6 +129,14 @@ class DatasetCard:
         """Number of test pictures."""
         return sum(self.test_counts)
 
+    def counts(self, part: str) -> list[int]:
+        """Return the pictures of each class in a part; empty for a test split that there is not.
+
+        Args:
+            part: ``train``, ``val`` or ``test``.
+        """
+        return {"train": self.train_counts, "val": self.val_counts, "test": self.test_counts}[part]
+
     def source(self, part: str) -> Path:
         """Return the source of a part for a Data layer.
 
@@ -141,13 +151,19 @@ class DatasetCard:
         return {"format": _FORMAT, **values, "skipped": [asdict(skipped) for skipped in self.skipped]}
 
 
-def class_names(database: PathLike) -> list[str]:
-    """Return the class names of the dataset that a database is in; empty for a database that is in none."""
+def card_of(database: PathLike) -> tuple[DatasetCard, str] | None:
+    """Return the card of the dataset that a database is in, and its part: ``train``, ``val`` or ``test``; None for one that is in none."""
     folder = Path(database).resolve().parent
     if not (folder / CARD).is_file():
-        return []
+        return None
     card = load_card(folder)
-    return card.classes if any(card.source(part).resolve() == Path(database).resolve() for part in ("train", "val", "test")) else []
+    return next(((card, part) for part in PARTS if card.source(part).resolve() == Path(database).resolve()), None)
+
+
+def class_names(database: PathLike) -> list[str]:
+    """Return the class names of the dataset that a database is in; empty for a database that is in none."""
+    found = card_of(database)
+    return found[0].classes if found is not None else []
 
 
 def save_card(card: DatasetCard, folder: Path) -> None:
@@ -158,16 +174,17 @@ def save_card(card: DatasetCard, folder: Path) -> None:
 
 
 def load_card(folder: PathLike) -> DatasetCard:
-    """Return the card of the dataset in ``folder``. Raises :class:`DataError` if it is missing or damaged."""
-    path = Path(folder) / CARD
+    """Return the card of the dataset in ``folder``, which may be a URL. Raises :class:`DataError` if it is missing or damaged."""
+    path = urls.join(folder, CARD)
+    url = os.fspath(folder) if urls.is_url(folder) else ""
     try:
-        values = json.loads(os.fsdecode(path.read_bytes()))
+        values = json.loads(os.fsdecode(urls.read_bytes(path) if url else Path(path).read_bytes()))
         if values.pop("format") != _FORMAT:
             raise DataError(f"{path}: made by another version of caffetools; build the dataset again")
         values["skipped"] = [Skipped(**entry) for entry in values["skipped"]]
         # A card of a later version may have more.
         known = {name: value for name, value in values.items() if name in DatasetCard.__dataclass_fields__}
-        return DatasetCard(folder=Path(folder), **known)
+        return DatasetCard(folder=Path() if url else Path(folder), **{**known, "url": url})
     except OSError as error:
         raise DataError(
             f"cannot read: {error.strerror}; {os.fspath(folder)} is not a dataset of caffetools (see `caffetools dataset build`)", path=path

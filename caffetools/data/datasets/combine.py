@@ -59,7 +59,7 @@ def read_part(card: DatasetCard, part: str) -> list[Picture]:
     Raises:
         DataError: The list is missing or damaged, or does not fit the card.
     """
-    counts = {"train": card.train_counts, "val": card.val_counts, "test": card.test_counts}[part]
+    counts = card.counts(part)
     if not any(counts):
         return []
     path = card.folder / f"{part}.txt"

@@ -21,6 +21,10 @@ from caffetools.util.threads import ordered_map
 
 Encoding = Literal["raw", "source", "png", "jpeg"]
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
+# How the files begin that are stored as they are: PNG and JPEG, and BMP. Those of other formats cannot be decoded by every OpenCV that
+# Caffe is built with, which ends Caffe at the record.
+_PNG, _JPEG, _BMP = b"\x89PNG", b"\xff\xd8\xff", b"BM"
+_KEPT = {"source": (_PNG, _JPEG, _BMP), "png": (_PNG,), "jpeg": (_JPEG,)}
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class RecordFormat:
     Attributes:
         size: (width, height) in pixels; None keeps their own sizes.
         color: Three channels (BGR); False stores one gray channel.
-        encoding: ``raw``: pixels. ``png``, ``jpeg``: files of that type. ``source``: files, the picture's own where possible.
+        encoding: ``raw``: pixels. ``png``, ``jpeg``: files of that type. ``source``: files, the picture's own where
+            possible: if it is a JPEG, PNG or BMP of its size.
         resize_mode: See :func:`~caffetools.data.datasets.resizing.resize_to`.
         fast_decode: Decode large JPEGs at a reduced scale; see :func:`~caffetools.data.images.fast_divisor`.
     """
@@ -109,12 +114,7 @@ def _record(path: Path, label: int, stored: RecordFormat) -> PictureRecord:
 
 def _encoded(data: bytes, image: Pixels, stored: RecordFormat, suffix: str) -> bytes:
     """Return the picture's own file if a Data layer decodes it to ``image`` and it is of the type asked for; else ``image`` encoded."""
-    is_type = {
-        "source": True,
-        "png": data.startswith(b"\x89PNG"),
-        "jpeg": data.startswith(b"\xff\xd8\xff"),
-    }[stored.encoding]
-    if stored.size is None and is_type:
+    if stored.size is None and data.startswith(_KEPT[stored.encoding]):
         # A picture of more than 8 bits a channel cannot be decoded so.
         with contextlib.suppress(DataError):
             if np.array_equal(decode_image(data, color=None), image):

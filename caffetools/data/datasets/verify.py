@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from caffetools.cancel import CancelToken
 from caffetools.data.database import Database
 from caffetools.data.databases import open_database
+from caffetools.data.datasets.card import DatasetCard
 from caffetools.data.datasets.inspect import followed
 from caffetools.data.datasets.records import RecordFacts, record_facts
 from caffetools.data.shards import ShardedDatabase, checksum_errors
@@ -67,6 +68,16 @@ class Verification:
         """Return plain values for JSON."""
         faults = [{"kind": fault.kind, "key": fault.key, "message": fault.message} for fault in self.faults]
         return {"path": self.path, "records": self.records, "faults": faults}
+
+
+def stated_faults(card: DatasetCard, part: str) -> tuple[FaultKind, ...]:
+    """Return the kinds of faults that are none in a part of a dataset, since its card states them.
+
+    Args:
+        card: The card: pictures may keep their own sizes, and a part may be without pictures of a class.
+        part: ``train``, ``val`` or ``test``.
+    """
+    return (*(("size",) if not card.width else ()), *(("gap",) if 0 in card.counts(part) else ()))
 
 
 def verify_database(
