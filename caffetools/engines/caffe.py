@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from caffetools.engines.base import EngineError
 from caffetools.engines.environments import find_environment
+from caffetools.util.process_settings import RUN_SIGNALS
 
 # The variable that names a Python with a caffe module, in place of a binary.
 PYTHON = "CAFFETOOLS_CAFFE_PYTHON"
@@ -23,8 +24,6 @@ PYTHON = "CAFFETOOLS_CAFFE_PYTHON"
 _WORKER = Path(__file__).with_name("_train_worker.py")
 # Where a build or an installation has the binary, below CAFFE_ROOT.
 _BINARIES = ("build/tools/caffe", ".build_release/tools/caffe", "build/install/bin/caffe", "bin/caffe")
-# Passed on to Caffe, which by default stops at the first and takes a snapshot at the second.
-_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP", "SIGTERM") if hasattr(signal, name))
 
 
 class CaffeProcess(Protocol):
@@ -164,7 +163,8 @@ def _passing_on(process: subprocess.Popen[str]) -> Iterator[None]:
         with suppress(ProcessLookupError):
             process.send_signal(number)
 
-    before: dict[int, Any] = {number: signal.signal(number, passed_on) for number in _SIGNALS}
+    # Caffe stops at SIGINT and takes a snapshot at SIGHUP, if its flags do not say otherwise.
+    before: dict[int, Any] = {number: signal.signal(number, passed_on) for number in RUN_SIGNALS}
     try:
         yield
     finally:

@@ -227,52 +227,40 @@ def kernels() -> Any:
     if loaded is None or getattr(loaded, "conv_ready", None) is not None:
         return loaded if loaded is None or loaded.conv_ready else None
     try:
-        loaded.caffetools_conv_create_from.restype = Pointer
-        loaded.caffetools_conv_create_from.argtypes = [*[Pointer] * 6, ctypes.c_int]
-        loaded.caffetools_conv_choice.argtypes = [Pointer]
-        loaded.caffetools_native_variant.argtypes = []
-        loaded.caffetools_weight_gradient_scratch.restype = ctypes.c_int64
-        loaded.caffetools_weight_gradient_scratch.argtypes = [Pointer]
-        loaded.caffetools_weight_gradient.restype = None
-        loaded.caffetools_weight_gradient.argtypes = [Pointer] * 5 + [ctypes.c_int]
-        loaded.caffetools_conv_destroy.argtypes = [Pointer]
-        loaded.caffetools_conv_destroy.restype = None
-        loaded.caffetools_conv_scratch.argtypes = [Pointer]
-        loaded.caffetools_conv_scratch.restype = ctypes.c_int64
-        loaded.caffetools_conv_algorithm.argtypes = [Pointer]
-        loaded.caffetools_conv_pool_scratch.restype = ctypes.c_int64
-        loaded.caffetools_conv_pool_scratch.argtypes = [Pointer, Pointer, ctypes.c_int]
-        loaded.caffetools_conv_run.argtypes = [Pointer] * 5 + [ctypes.c_int]
-        loaded.caffetools_conv_run.restype = None
-        whole = ctypes.c_int64
-        loaded.caffetools_winograd_gradient_scratch.restype = whole
-        loaded.caffetools_winograd_gradient_scratch.argtypes = [Pointer]
-        loaded.caffetools_winograd_gradient.restype = None
-        loaded.caffetools_winograd_gradient.argtypes = [Pointer] * 5 + [ctypes.c_int]
-        loaded.caffetools_sequence_run.argtypes = [
-            *(Pointer, whole, whole, Pointer, whole, Pointer, whole, Pointer, whole, Pointer, whole, ctypes.c_int)
-        ]
-        loaded.caffetools_sequence_run.restype = None
-        loaded.caffetools_steps_run.argtypes = [Pointer, whole, Pointer, Pointer, Pointer, ctypes.c_int]
-        loaded.caffetools_steps_run.restype = None
-        loaded.caffetools_wake_threads.argtypes = []
-        loaded.caffetools_wake_threads.restype = None
-        loaded.caffetools_batch_norm_scratch.restype = whole
-        loaded.caffetools_batch_norm_scratch.argtypes = [whole, whole]
-        loaded.caffetools_batch_norm_moments.restype = None
-        loaded.caffetools_batch_norm_moments.argtypes = [*[Pointer] * 5, whole, whole, ctypes.c_double, ctypes.c_int]
-        loaded.caffetools_batch_norm_forward.restype = None
-        loaded.caffetools_batch_norm_forward.argtypes = [*[Pointer] * 6, whole, whole, ctypes.c_int, ctypes.c_int]
-        loaded.caffetools_batch_norm_backward.restype = None
-        loaded.caffetools_batch_norm_backward.argtypes = [*[Pointer] * 10, whole, whole, ctypes.c_int, ctypes.c_int]
-        loaded.caffetools_product_scratch.restype = whole
-        loaded.caffetools_product_scratch.argtypes = [Pointer]
-        for function in (loaded.caffetools_product_input_gradient, loaded.caffetools_product_weight_gradient):
-            function.restype, function.argtypes = None, [*[Pointer] * 3, whole, whole, whole, ctypes.c_int]
-        loaded.caffetools_product_run.restype = None
-        loaded.caffetools_product_run.argtypes = [Pointer] * 4 + [ctypes.c_int]
-        loaded.conv_ready = True
+        for name, (returned, arguments) in _SIGNATURES.items():
+            function = getattr(loaded, f"caffetools_{name}")
+            function.restype, function.argtypes = returned, list(arguments)
     except AttributeError:
         loaded.conv_ready = False
         return None
+    loaded.conv_ready = True
     return loaded
+
+
+_INT, _LONG, _DOUBLE = ctypes.c_int, ctypes.c_int64, ctypes.c_double
+# What each function of the library returns and takes.
+_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "native_variant": (_INT, ()),
+    "wake_threads": (None, ()),
+    "conv_create_from": (Pointer, (*[Pointer] * 6, _INT)),
+    "conv_choice": (_INT, (Pointer,)),
+    "conv_destroy": (None, (Pointer,)),
+    "conv_scratch": (_LONG, (Pointer,)),
+    "conv_algorithm": (_INT, (Pointer,)),
+    "conv_pool_scratch": (_LONG, (Pointer, Pointer, _INT)),
+    "conv_run": (None, (*[Pointer] * 5, _INT)),
+    "weight_gradient_scratch": (_LONG, (Pointer,)),
+    "weight_gradient": (None, (*[Pointer] * 5, _INT)),
+    "winograd_gradient_scratch": (_LONG, (Pointer,)),
+    "winograd_gradient": (None, (*[Pointer] * 5, _INT)),
+    "sequence_run": (None, (Pointer, _LONG, _LONG, Pointer, _LONG, Pointer, _LONG, Pointer, _LONG, Pointer, _LONG, _INT)),
+    "steps_run": (None, (Pointer, _LONG, Pointer, Pointer, Pointer, _INT)),
+    "batch_norm_scratch": (_LONG, (_LONG, _LONG)),
+    "batch_norm_moments": (None, (*[Pointer] * 5, _LONG, _LONG, _DOUBLE, _INT)),
+    "batch_norm_forward": (None, (*[Pointer] * 6, _LONG, _LONG, _INT, _INT)),
+    "batch_norm_backward": (None, (*[Pointer] * 10, _LONG, _LONG, _INT, _INT)),
+    "product_scratch": (_LONG, (Pointer,)),
+    "product_input_gradient": (None, (*[Pointer] * 3, _LONG, _LONG, _LONG, _INT)),
+    "product_weight_gradient": (None, (*[Pointer] * 3, _LONG, _LONG, _LONG, _INT)),
+    "product_run": (None, (*[Pointer] * 4, _INT)),
+}

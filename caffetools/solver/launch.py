@@ -21,15 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from caffetools.errors import CaffeToolsError, RunFailed
 from caffetools.solver.strategy import launched
-from caffetools.util.process_settings import environment_restored, logger_level
+from caffetools.util.process_settings import RUN_SIGNALS, environment_restored, logger_level
 from caffetools.util.threads import limit_openmp
 
 if TYPE_CHECKING:
-    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+    from caffetools.solver.agent import Agent
 
 # Seconds that the other processes have to end by themselves at SIGTERM once one has failed.
 _SHUTDOWN_TIMEOUT = 20
-_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 def relaunch(processes: int | None, gpus: str, arguments: Sequence[str], restarts: int = 0) -> int | None:
@@ -120,38 +119,13 @@ def _visible(gpus: Sequence[int]) -> str:
     return ",".join(names[number] if names else str(number) for number in gpus)
 
 
-def _agent(count: int, arguments: Sequence[str], folder: str, restarts: int) -> Any:
-    from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
-    from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+def _agent(count: int, arguments: Sequence[str], folder: str, restarts: int) -> Agent:
+    from torch.distributed.elastic.agent.server.api import WorkerSpec
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.rendezvous import RendezvousParameters
     from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-    class Agent(LocalElasticAgent):
-        """Notes which processes ended before it ends the others, and leaves the handlers of signals as they are.
-
-        torch 2.6 sets handlers that end the processes each time it starts them.
-        """
-
-        first_ended: frozenset[int] = frozenset()
-
-        def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-            # The agent's own look ends all processes where one has failed, and does not say which came first.
-            self.first_ended = frozenset(worker.global_rank for worker in worker_group.workers if _has_ended(worker.id))
-            if hasattr(os, "waitid") and not self.first_ended:
-                return RunResult(WorkerState.HEALTHY)
-            result: RunResult = super()._monitor_workers(worker_group)
-            return result
-
-        def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-            handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-            try:
-                started: dict[int, Any] = super()._start_workers(worker_group)
-                return started
-            finally:
-                if threading.current_thread() is threading.main_thread():
-                    for number, handler in handlers.items():
-                        signal.signal(number, handler)
+    from caffetools.solver.agent import Agent
 
     # As torchrun --standalone.
     where = RendezvousParameters(
@@ -168,25 +142,14 @@ def _agent(count: int, arguments: Sequence[str], folder: str, restarts: int) -> 
         local_addr="127.0.0.1",
     )
     options: dict[str, Any] = {"logs_specs": DefaultLogsSpecs(log_dir=folder)}
-    if "shutdown_timeout" in signature(LocalElasticAgent.__init__).parameters:
+    if "shutdown_timeout" in signature(Agent.__init__).parameters:
         # Older releases of torch wait 30 seconds.
         options["shutdown_timeout"] = _SHUTDOWN_TIMEOUT
     return Agent(spec, **options)
 
 
-def _has_ended(process: int) -> bool:
-    """Return whether a child process has ended, and leave its exit code to whoever asks for it; False where that cannot be known."""
-    if not hasattr(os, "waitid"):
-        return False
-    try:
-        return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:
-        # Its exit code was asked for already.
-        return True
-
-
 @contextmanager
-def _passing_on(agent: LocalElasticAgent) -> Iterator[None]:
+def _passing_on(agent: Agent) -> Iterator[None]:
     """Pass signals on to the processes during the block, so that they write their snapshot; the agent itself would end them."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -198,7 +161,7 @@ def _passing_on(agent: LocalElasticAgent) -> Iterator[None]:
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
+        before = {number: signal.signal(number, pass_on) for number in RUN_SIGNALS}
     try:
         yield
     finally:
