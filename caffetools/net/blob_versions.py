@@ -11,7 +11,7 @@ from torch import Tensor
 from caffetools.layers.base import Layer, Shape
 from caffetools.layers.blob_storage import BlobStorage
 from caffetools.layers.tensor_storage import TensorStorage
-from caffetools.net.gradients import plan_backward
+from caffetools.net.gradients import loss_weights, plan_backward
 from caffetools.net.net import Net
 from caffetools.net.shape_plans import layer_view
 
@@ -20,13 +20,16 @@ from caffetools.net.shape_plans import layer_view
 class BlobVersion:
     """One version of a blob, from the layer that produces it to those that read it; a layer that works in place makes a new one.
 
-    Where several bottoms, or a loss weight and a bottom, read it, Caffe inserts a Split layer right behind its producer. That layer is not
+    Where several bottoms, or a loss weight of the prototxt and a bottom, read it, Caffe inserts a Split layer right behind its producer. That layer is not
     here, but its effects on diffs are: each reader has a diff of its own, which lasts from pass to pass, and the version's diff becomes
     their sum only in backward passes that begin above its producer and reach it.
 
     Attributes:
         blob: The blob's name.
-        loss_weight: What Caffe calls the loss weight of the top; 0 of most.
+        loss_weight: The loss weight of the top, which its diff holds until a reader's backward pass overwrites it; 0 of most.
+        split_weight: The loss weight that Caffe gives to the Split layer instead; 0 where there is none.
+        num_readers: How many bottoms read this version.
+        under_loss: Whether a layer that reads it leads to a loss.
         num_consumers: How many bottoms return a gradient to this version.
         reader_diffs: The diffs of the readers, by layer and bottom index, in order; empty where there is no Split.
         goes_back: Whether the layers below have a backward pass, and so the Split.
@@ -34,6 +37,9 @@ class BlobVersion:
 
     blob: str
     loss_weight: float = 0.0
+    split_weight: float = 0.0
+    num_readers: int = 0
+    under_loss: bool = False
     num_consumers: int = 0
     reader_diffs: dict[tuple[int, int], TensorStorage] = field(default_factory=dict)
     goes_back: bool = False
@@ -41,14 +47,19 @@ class BlobVersion:
     @property
     def sums_diffs(self) -> bool:
         """Whether Caffe's Split has a backward pass."""
-        return bool(self.reader_diffs) and self.goes_back and bool(self.loss_weight or self.num_consumers)
+        return bool(self.reader_diffs) and self.goes_back and bool(self.split_weight or self.num_consumers)
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether layers read it and none of them returns a gradient."""
+        return bool(self.num_readers) and not (self.split_weight or self.num_consumers)
 
     def sum_of_diffs(self, shape: Shape) -> Tensor:
         """Return the sum of the readers' diffs and the loss weight, of the blob's ``shape``."""
         for diff in self.reader_diffs.values():
             diff.reshape(shape)
         first, *others = [diff.value() for diff in self.reader_diffs.values()]
-        total = first + self.loss_weight if self.loss_weight else first
+        total = first + self.split_weight if self.split_weight else first
         for other in others:
             total = total + other
         return total
@@ -151,18 +162,20 @@ def plan_steps(net: Net) -> list[Step]:
     current: dict[str, BlobVersion] = {}
     for index, layer in enumerate(net.layers):
         reads = [current[b] for b in layer.bottoms]
-        weights = _loss_weights(layer)
+        weights = loss_weights(layer)
         produces = [BlobVersion(top, weight, goes_back=goes_back[index]) for top, weight in zip(layer.tops, weights, strict=True)]
         current.update((version.blob, version) for version in produces)
         steps.append(Step(layer_view(layer), index, gradients[index], False, reads, produces, [], inplace_ok=layer.inplace_ok))
     _give_readers_diffs(net, steps)
     overwritten: set[str] = set()
     for step in reversed(steps):
-        below_loss = force or any(version.loss_weight or version.num_consumers for version in step.produces)
+        leads_to_loss = any(version.loss_weight or version.split_weight or version.under_loss for version in step.produces)
+        below_loss = force or (leads_to_loss and not all(version.is_skipped for version in step.produces))
         step.needs = [need and below_loss for need in step.needs]
         step.needs_backward = below_loss and (any(step.needs) or any(p.requires_grad or force for p in step.layer.blobs))
         for version, need in zip(step.reads, step.needs, strict=True):
             version.num_consumers += need
+            version.under_loss |= leads_to_loss
         if step.layer.BACKWARD_IS_UNASKED:
             step.needs_backward = step.needs_backward or (below_loss and goes_back[step.index])
             step.needs = [step.needs_backward] * len(step.needs)
@@ -173,22 +186,21 @@ def plan_steps(net: Net) -> list[Step]:
 
 
 def _give_readers_diffs(net: Net, steps: list[Step]) -> None:
-    """Give each reader of a version that several read a diff of its own."""
+    """Give each reader of a version that several read a diff of its own. A Split takes the loss weight that the prototxt gives its producer."""
     readers: dict[int, list[tuple[int, int]]] = {}
     for step in steps:
         for index, version in enumerate(step.reads):
             readers.setdefault(id(version), []).append((step.index, index))
-    for version in [version for step in steps for version in step.produces]:
-        found = readers.get(id(version), [])
-        if len(found) + bool(version.loss_weight) > 1:
-            version.reader_diffs = {reader: TensorStorage(net.blob_shapes[version.blob], net.device) for reader in found}
-
-
-def _loss_weights(layer: Layer) -> list[float]:
-    given = [float(weight) for weight in layer.param.loss_weight]
-    if not given and layer.IS_LOSS:
-        given = [1.0]
-    return given + [0.0] * (len(layer.tops) - len(given))
+    for step in steps:
+        given = len(step.layer.param.loss_weight) > 0
+        for place, version in enumerate(step.produces):
+            found = readers.get(id(version), [])
+            version.num_readers = len(found)
+            if found and given and version.loss_weight:
+                # The layer itself is left without a weight, so a loss has the one that it has by itself.
+                version.split_weight, version.loss_weight = version.loss_weight, float(step.layer.IS_LOSS and not place)
+            if len(found) + bool(version.split_weight) > 1:
+                version.reader_diffs = {reader: TensorStorage(net.blob_shapes[version.blob], net.device) for reader in found}
 
 
 def kept_tops(layer: Layer, blobs: Mapping[str, BlobStorage]) -> set[str]:

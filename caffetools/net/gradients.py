@@ -1,8 +1,42 @@
-"""Which bottoms need a gradient (Caffe's Net::Init): above something to learn, and as propagate_down asks."""
+"""Which tops are losses and which bottoms need a gradient (Caffe's Net::Init): above something to learn, and as propagate_down asks."""
 
 from __future__ import annotations
 
 from caffetools.layers.base import Layer
+
+
+def loss_weights(layer: Layer) -> list[float]:
+    """Return Caffe's loss weight of each top of a layer: as given, else 1 for the first top of a loss, 0 for others.
+
+    Raises:
+        NetError: The layer gives loss_weight for another number of tops.
+    """
+    given = [float(weight) for weight in layer.param.loss_weight]
+    if given and len(given) != len(layer.tops):
+        raise layer.error(f"loss_weight is given {len(given)} times for {len(layer.tops)} top(s)")
+    if not given and layer.IS_LOSS:
+        given = [1.0]
+    return given + [0.0] * (len(layer.tops) - len(given))
+
+
+def weights_in_gradient(layers: list[Layer]) -> dict[str, float]:
+    """Return the weight of each loss in the sum whose gradient is computed: blob → weight, where not 0.
+
+    The weight 1 of a loss whose prototxt gives none counts only where no layer reads the loss: Caffe keeps it in the blob's diff, which
+    belongs to the readers then. A weight that the prototxt gives is added to what the readers return.
+
+    Raises:
+        NetError: As :func:`loss_weights`.
+    """
+    found: dict[str, float] = {}
+    implied: set[str] = set()
+    for layer in layers:
+        for bottom in implied.intersection(layer.bottoms):
+            found[bottom] = 0.0
+        weights = dict(zip(layer.tops, loss_weights(layer), strict=True))
+        implied = (implied - weights.keys()) | (set() if len(layer.param.loss_weight) else weights.keys())
+        found.update(weights)
+    return {blob: weight for blob, weight in found.items() if weight}
 
 
 def plan_gradients(layers: list[Layer], *, force: bool = False, above_statistics: bool = False, inputs: bool = False) -> list[list[bool]]:

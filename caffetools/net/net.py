@@ -17,7 +17,7 @@ from caffetools.layers.draws import current_generator
 from caffetools.layers.registry import layer_class
 from caffetools.net.cuda_graphs import InferenceGraphs
 from caffetools.net.device import float32_products
-from caffetools.net.gradients import plan_gradients, plan_inplace
+from caffetools.net.gradients import plan_gradients, plan_inplace, weights_in_gradient
 from caffetools.net.inference import InferencePlans
 from caffetools.net.inputs import Batch, named_tensors
 from caffetools.net.overwriting import apart, plan_overwriting, plan_rewriting, refuse_early, rewrite, run_over, warn_of_gradients
@@ -96,7 +96,7 @@ class Net(nn.Module):
         blob_shapes: Each blob's shape as the shape rules give it; a pass over a batch of another shape does not change it.
         inputs: Blobs that a batch may give.
         outputs: Blobs that no layer reads.
-        loss_weights: Blob → weight, where not 0.
+        loss_weights: Blob → weight in the sum whose gradient is computed, where not 0.
         gradients: For each layer, which bottoms get a gradient.
         learnable: What a solver changes, in Caffe's order.
         last_use: For each layer, the blobs that nothing needs after it has run.
@@ -135,7 +135,7 @@ class Net(nn.Module):
         self._configure()
         for item in self.layers:
             item.allocate(filled=fill)
-        self.loss_weights = _loss_weights(self.layers)
+        self.loss_weights = weights_in_gradient(self.layers)
         self.inputs = [top for item in self.layers if item.IS_DATA for top in item.tops]
         self.outputs = _unused_blobs(self.layers)
         self.learnable = [Learnable(*entry) for entry in share_parameters(self.layers)]
@@ -445,18 +445,6 @@ class Net(nn.Module):
 
 def _laid_out(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-
-
-def _loss_weights(layers: list[Layer]) -> dict[str, float]:
-    weights: dict[str, float] = {}
-    for layer in layers:
-        given = list(layer.param.loss_weight)
-        if given and len(given) != len(layer.tops):
-            raise layer.error(f"loss_weight is given {len(given)} times for {len(layer.tops)} top(s)")
-        if not given and layer.IS_LOSS:
-            given = [1.0] + [0.0] * (len(layer.tops) - 1)
-        weights.update((top, weight) for top, weight in zip(layer.tops, given, strict=False) if weight)
-    return weights
 
 
 def _unused_blobs(layers: list[Layer]) -> list[str]:

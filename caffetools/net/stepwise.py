@@ -232,7 +232,8 @@ class Stepwise:
     def _find_inner_blobs(self) -> list[str] | None:
         """Return the blobs that are neither inputs nor outputs; None where a pass cannot be fused: it has losses, or makes its inputs."""
         makes_inputs = any(step.layer.IS_DATA and not set(step.layer.tops) <= kept_tops(step.layer, self.blobs) for step in self.steps)
-        if makes_inputs or self._overwritten is None or any(step.needs_backward for step in self.steps):
+        has_losses = any(version.loss_weight or version.split_weight for step in self.steps for version in step.produces)
+        if makes_inputs or has_losses or self._overwritten is None or any(step.needs_backward for step in self.steps):
             return None
         return shared_blobs.deferrable(self.net, self._output_memories)
 
@@ -296,22 +297,20 @@ class Stepwise:
     def _loss(self, step: Step, *, is_last: bool) -> float:
         total = 0.0
         for version in step.produces:
-            if not version.loss_weight:
-                continue
             storage = self.blobs[version.blob]
-            if version.reader_diffs:
-                # Caffe's Split layer, behind this one, has the loss weight.
-                total += 0.0 if is_last else version.loss_weight * float(storage.data.value().sum())
-                continue
-            if storage.diff.shape != storage.shape:
-                storage.diff.store(torch.full(storage.shape, version.loss_weight, device=self.device))
-            total += float((storage.data.value() * storage.diff.value()).sum())
+            if version.loss_weight:
+                if storage.diff.shape != storage.shape:
+                    storage.diff.store(torch.full(storage.shape, version.loss_weight, device=self.device))
+                total += float((storage.data.value() * storage.diff.value()).sum())
+            if version.split_weight and not is_last:
+                # Caffe's Split layer, behind this one, has this weight.
+                total += version.split_weight * float(storage.data.value().sum())
         return total
 
     def _set_loss_diffs(self) -> None:
         for step in self.steps:
             for version in step.produces:
-                if version.loss_weight and not version.reader_diffs:
+                if version.loss_weight:
                     storage = self.blobs[version.blob]
                     storage.diff.store(torch.full(storage.shape, version.loss_weight, device=self.device))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from caffetools.net.net import Net
 from caffetools.net.stepwise import Stepwise
-from caffetools.proto.schema import TEST, NetParameter
+from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import parse
 
 
@@ -56,6 +57,54 @@ def test_a_blob_with_a_loss_weight_and_a_reader_gets_its_diff_from_both_on_the_w
     run.blobs["b"].diff.store(torch.ones(1, 2))
     run.backward()
     assert first_diffs(run, "xab") == [14, 7, 1]
+
+
+LOSS = (
+    'input: "x" input_shape { dim: 2 dim: 3 } input: "t" input_shape { dim: 2 dim: 2 } '
+    'layer { name: "ip" type: "InnerProduct" bottom: "x" top: "i" inner_product_param { num_output: 2 weight_filler { value: 0.1 } } } '
+    'layer { name: "loss" type: "EuclideanLoss" bottom: "i" bottom: "t" top: "l" %s } '
+)
+# The layers above the loss, its loss_weight, its diff at first, the losses of two passes, and the first gradient, as real Caffe gives them.
+READ_LOSSES = [
+    (power("p", "l", 3, "loss_weight: 1"), "", 1, (1.06, 1.59), 3.15),
+    (power("p", "l", 3, "loss_weight: 1"), "loss_weight: 2", 1, (1.59, 2.65), 5.25),
+    (power("p", "l", 3, "loss_weight: 1"), "loss_weight: 0", 0, (0.795, 0.795), 3.15),
+    (power("p", "l", 3), "", 1, (0.265, 0.265), 0),
+    (power("p", "l", 3), "loss_weight: 2", 1, (0.795, 1.06), 2.1),
+    ('layer { name: "p" type: "Silence" bottom: "l" }', "", 1, (0.265, 0.265), 0),
+    ('layer { name: "p" type: "Silence" bottom: "l" }', "loss_weight: 2", 1, (0.795, 1.06), 2.1),
+    (power("p", "l", 3, "loss_weight: 1") + power("q", "l", 2), "", 1, (1.06, 1.59), 3.15),
+    (power("p", "l", 3, "loss_weight: 1") + power("q", "l", 2), "loss_weight: 2", 1, (1.59, 2.65), 5.25),
+    (power("p", "l", 3, "loss_weight: 1") + power("q", "l", 2, "loss_weight: 2"), "", 1, (2.12, 3.71), 7.35),
+    (power("p", "l", 3).replace('top: "p"', 'top: "l"'), "", 1, (0.265, 0.265), 0),
+    ("", "", 1, (0.265, 0.265), 1.05),
+    ("", "loss_weight: 2", 2, (0.53, 0.53), 2.1),
+]
+
+
+@pytest.mark.parametrize(("above", "weight", "diff", "losses", "gradient"), READ_LOSSES)
+def test_a_loss_without_a_given_weight_gets_its_diff_from_its_readers_alone(
+    above: str, weight: str, diff: float, losses: tuple[float, float], gradient: float
+) -> None:
+    run = run_of(LOSS % weight + above)
+    inputs = {"x": torch.arange(6.0).reshape(2, 3), "t": torch.full((2, 2), 0.5)}
+    run.feed(inputs)
+    assert first_diffs(run, "l") == [diff]
+    found = []
+    for _ in losses:
+        found.append(run.forward())
+        run.clear_param_diffs()
+        run.backward()
+    weights = next(layer for layer in run.net.layers if layer.name == "ip").blobs[0]
+    assert found == pytest.approx(losses)
+    assert (0.0 if weights.grad is None else float(weights.grad[0, 0])) == pytest.approx(gradient)
+
+    net = Net(parse(LOSS % weight + above, NetParameter), TRAIN)
+    loss = net.total_loss(net(inputs))
+    if loss.requires_grad:
+        loss.backward()
+    learned = next(layer for layer in net.layers if layer.name == "ip").blobs[0].grad
+    assert (0.0 if learned is None else float(learned[0, 0])) == pytest.approx(gradient)
 
 
 def test_a_scale_leaves_its_products_in_the_diff_that_nothing_asks_for() -> None:
