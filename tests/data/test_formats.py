@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from hypothesis import strategies as st
 
 from caffetools.cancel import CancelToken
 from caffetools.data.datasets.build import build_dataset
-from caffetools.data.formats.convert import convert_dataset
-from caffetools.data.formats.examples import ConvertOptions
+from caffetools.data.formats.convert import convert_dataset, convert_parts
+from caffetools.data.formats.examples import ConvertOptions, Example, Part
 from caffetools.data.formats.idx import mersenne_twister
 from caffetools.data.means import compute_mean
 from caffetools.errors import Cancelled, DataError
@@ -265,6 +266,24 @@ def test_pixels_survive_a_round_trip(tmp_path: Path, to: str) -> None:
     found = arrays(tmp_path / "back")
     assert [label for _, label in found] == list(range(7))
     assert np.array_equal(np.stack([array for array, _ in found]), images)
+
+
+@pytest.mark.parametrize("names", [[], ["zebra", "a/b", "a:b", "A_B", *"hgfedc", "unlabelled", "Zebra"]])
+def test_labels_survive_folders_in_another_order(tmp_path: Path, names: list[str]) -> None:
+    """Names that are not sorted, are equal as names of files, or are numbers of different lengths; a label without records, and records without."""
+    wanted: list[int | None] = [0, 1, 2, 3, 5, 10, 11, 12, 13, None]
+    pictures = [Example(f"{number:08d}", label, array=np.full((3, 4, 4), number, np.uint8)) for number, label in enumerate(wanted)]
+    parts = [Part(part, lambda: iter(pictures), len(pictures), names) for part in ("train", "test")]
+    for chosen, places in ((parts[:1], [""]), (parts, ["train_lmdb", "test_lmdb"])):
+        middle, back = tmp_path / f"middle{len(chosen)}", tmp_path / f"back{len(chosen)}"
+        convert_parts(
+            [replace(part, name="" if len(chosen) == 1 else part.name) for part in chosen], "in", middle, ConvertOptions(), to="imagefolder"
+        )
+        convert_dataset("imagefolder", middle, back)
+        for place in places:
+            found = [Datum.FromString(value) for value in records(back / place).values()]
+            assert [datum.label if datum.HasField("label") else None for datum in found] == wanted
+            assert [datum.data[0] for datum in found] == list(range(len(wanted)))
 
 
 @given(st.integers(1, 9), st.sampled_from([np.uint8, np.float32]), st.tuples(*[st.integers(1, 4)] * 3))
