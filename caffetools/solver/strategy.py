@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
@@ -198,6 +199,9 @@ class DDP:
     def wrap(self, module: torch.nn.Module, device: torch.device, *, find_unused: bool) -> torch.nn.Module:
         """Return ``module`` in DistributedDataParallel. Its buffers are constants, which every process reads for itself."""
         devices = [device] if device.type == "cuda" else None
+        for parameter in module.parameters():
+            if parameter.requires_grad and 1 in parameter.shape[1:]:
+                parameter.register_hook(partial(_with_strides, strides=parameter.stride()))  # type: ignore[no-untyped-call]
         with self._exchange():
             wrapped = torch.nn.parallel.DistributedDataParallel(
                 module, device_ids=devices, gradient_as_bucket_view=True, find_unused_parameters=find_unused
@@ -407,3 +411,9 @@ def _agree_on_attempt(store: Store, rank: int, size: int, limit: timedelta) -> s
             raise RuntimeError(f"{len(missing)} of them did not come")
         time.sleep(0.02)
     return name
+
+
+def _with_strides(gradient: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """Return ``gradient`` with ``strides`` where these differ on axes of size 1 only, about which torch would warn."""
+    differing = [size for size, mine, stride in zip(gradient.shape, gradient.stride(), strides, strict=True) if mine != stride]
+    return gradient.as_strided(gradient.shape, strides) if differing and max(differing) == 1 else gradient

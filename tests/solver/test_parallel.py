@@ -36,6 +36,11 @@ from tests.children import Child
 from tests.solver.together import RANDOM, Together, environment, project, train_together
 
 DROPOUT = 'layer { name: "drop" type: "Dropout" bottom: "conv" top: "conv" dropout_param { dropout_ratio: 0.3 } }'
+MIXING = """
+layer { name: "mix" type: "Convolution" bottom: "data" top: "mix"
+  convolution_param { num_output: 5 kernel_size: 1 weight_filler { type: "xavier" } } }
+layer { name: "mixed" type: "Reduction" bottom: "mix" top: "mixed" reduction_param { operation: MEAN } loss_weight: 0.01 }
+"""
 IDLE = 'layer { name: "idle" type: "InnerProduct" bottom: "data" top: "idle" inner_product_param { num_output: 2 } }'
 BATCH_NORM = 'layer { name: "bn" type: "BatchNorm" bottom: "conv" top: "conv" }'
 
@@ -59,9 +64,9 @@ def expect_equal_weights(one: Path, other: Path, tolerance: float) -> None:
 
 def test_two_processes_with_half_the_batch_follow_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fields = "iter_size: 2 clip_gradients: 0.5 snapshot: 1"
-    # Also with a layer that never gets a gradient: weight decay alone changes it.
-    project(tmp_path / "one", batch=8, solver=fields, extra=IDLE)
-    project(tmp_path / "two", batch=4, solver=fields, extra=IDLE)
+    # Also with a layer that never gets a gradient, which weight decay alone changes, and with one whose gradient torch lays out in its own way.
+    project(tmp_path / "one", batch=8, solver=fields, extra=IDLE + MIXING)
+    project(tmp_path / "two", batch=4, solver=fields, extra=IDLE + MIXING)
     history = History()
     alone(tmp_path / "one", monkeypatch, history)
     ended = train_together(tmp_path / "two")
