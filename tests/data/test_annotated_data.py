@@ -100,6 +100,29 @@ def test_mean_scale_resize_and_crop_are_applied_in_ssds_order(source: str) -> No
     assert label.shape[2] == 2
 
 
+@pytest.mark.parametrize(
+    ("fields", "times"),
+    [
+        ("annotated_data_param { batch_sampler { max_sample: 1 max_trials: 1 } }", 1),
+        ("transform_param { distort_param {} }", 1),
+        ("transform_param { distort_param {} expand_param { prob: 0 max_expand_ratio: 2 } }", 1),
+        ("transform_param { distort_param {} } annotated_data_param { batch_sampler { max_sample: 1 max_trials: 1 } }", 2),
+        ("transform_param { expand_param { prob: 0 max_expand_ratio: 2 } }", 0),
+    ],
+)
+def test_as_in_ssd_a_stored_file_is_compressed_after_each_step_that_is_applied(source: str, fields: str, times: int) -> None:
+    """The steps themselves change nothing here: nothing is distorted, and the region is the whole picture."""
+    import cv2
+
+    data, _ = layer(source, 2, fields, phase=TRAIN)()
+    expected = picture(0)
+    for _ in range(times):
+        expected = np.asarray(cv2.imdecode(cv2.imencode(".jpg", expected)[1], cv2.IMREAD_UNCHANGED))
+    np.testing.assert_array_equal(data[0], expected.transpose(2, 0, 1))
+    # The second record has its pixels.
+    np.testing.assert_array_equal(data[1], picture(1).transpose(2, 0, 1))
+
+
 def test_records_without_a_type_give_the_labels_of_their_datum(tmp_path: Path) -> None:
     with new_lmdb(tmp_path / "db") as writer:
         for number in range(2):

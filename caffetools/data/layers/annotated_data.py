@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from caffetools.data.augment import FORK_FIELDS as AUGMENT_FIELDS
 from caffetools.data.databases import Database, open_database, shown_key
 from caffetools.data.datum import datum_to_array
-from caffetools.data.images import to_planes
+from caffetools.data.images import decode_image, encode_image, to_planes
 from caffetools.data.joint_transforms import (
     FIT_SMALL_SIZE,
     Distort,
@@ -49,8 +50,8 @@ class AnnotatedData(ReadingLayer):
     records nor ``anno_type`` give a type of annotation, the labels are those of the Datum, (N).
 
     ``transform_param`` is applied as SSD does: ``distort_param``, ``expand_param``, ``batch_sampler``, ``resize_param``,
-    ``noise_param``, crop (``crop_size`` or ``crop_h`` and ``crop_w``), mirror, mean, scale; ``emit_constraint`` drops boxes. Unlike
-    SSD, pictures are not compressed as JPEG again between these steps. ``label_map_file`` is for the layers that evaluate.
+    ``noise_param``, crop (``crop_size`` or ``crop_h`` and ``crop_w``), mirror, mean, scale; ``emit_constraint`` drops boxes. As in
+    SSD, a picture that is stored as a file is compressed as JPEG after each of the first three that is applied. ``label_map_file`` is for the layers that evaluate.
     """
 
     TRAITS = Traits(role="data", source="data_param", file_source=True, transforms=True, label_tops="labels")
@@ -133,12 +134,13 @@ class JointTransformer:
             raise DataError(f"the crop ({self.crop[1]} x {self.crop[0]}) is larger than the picture ({width} x {height})")
         return (channels, *self.crop) if self.crop[0] else (channels, height, width)
 
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> tuple[NDArray[np.float32], Sample]:
+    def __call__(self, sample: Sample, rng: np.random.Generator, *, encoded: bool = False) -> tuple[NDArray[np.float32], Sample]:
         """Transform one picture.
 
         Args:
             sample: The picture with its boxes.
             rng: All draws come from it.
+            encoded: Whether the record has the picture as a file, in place of its pixels.
 
         Returns:
             The values (C, h, w), float32, and the sample with its boxes in the coordinates of these values.
@@ -146,12 +148,13 @@ class JointTransformer:
         Raises:
             DataError: The picture does not fit the settings.
         """
+        stored = _as_jpeg if encoded else _as_it_is
         if self.distort is not None:
-            sample = self.distort.transform(sample, self.distort.make_params(rng))
-        if self.expand is not None:
-            sample = self.expand.transform(sample, self.expand.make_params(rng, sample.image.shape))
-        if self.sampler is not None:
-            sample = self.sampler.transform(sample, self.sampler.make_params(rng, sample.boxes))
+            sample = stored(self.distort.transform(sample, self.distort.make_params(rng)))
+        if self.expand is not None and (canvas := self.expand.make_params(rng, sample.image.shape)) is not None:
+            sample = stored(self.expand.transform(sample, canvas))
+        if self.sampler is not None and (region := self.sampler.make_params(rng, sample.boxes)) is not None:
+            sample = stored(self.sampler.transform(sample, region))
         flip = self.mirrored and bool(rng.integers(2))
         if self.resize is not None:
             sample = self.resize.transform(sample, self.resize.make_params(rng))
@@ -189,6 +192,15 @@ class JointTransformer:
                 raise DataError(f"{self.base.values.size} mean_value(s) for {len(values)} channel(s); give one, or one for each")
             values -= self.base.values.reshape(-1, 1, 1)
         return np.ascontiguousarray(values * self.base.scale) if self.base.scale != 1 else np.ascontiguousarray(values)
+
+
+def _as_jpeg(sample: Sample) -> Sample:
+    """Return ``sample`` as SSD's steps pass it on to each other: its picture compressed as JPEG, at OpenCV's quality (95)."""
+    return replace(sample, image=decode_image(encode_image(sample.image, ".jpg"), color=None))
+
+
+def _as_it_is(sample: Sample) -> Sample:
+    return sample
 
 
 # A record and the seed of its random draws; a record's values and its rows of the label top.
@@ -305,7 +317,7 @@ class AnnotatedBatches(RecordBatches):
         datum, sample = read
         try:
             rng = np.random.default_rng(seed)
-            values, sample = self.transformer(self._augmented(sample, rng), rng)
+            values, sample = self.transformer(self._augmented(sample, rng), rng, encoded=datum.datum.encoded)
         except DataError as error:
             raise DataError(f"{shown_key(self.database.path, record[0])}: {error}") from None
         if not self._has_type():
