@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -14,6 +16,14 @@ from caffetools.layers.native_conv import Layout, Pointer, available, kernels
 MOST_ROWS = 32
 # In training, smaller matrices are left to torch, which reads them from the caches.
 _LEAST_WEIGHTS = 1 << 20
+# Bytes of the rows of a gradient that are handed over at a time, and the number that these rows are a multiple of: the kernels compute
+# several rows at once, and would compute what is left over in another way.
+_BLOCK_BYTES, _BLOCK_ROWS = 1 << 24, 64
+
+# Takes some rows of the gradient of a matrix: the rows, and their gradient.
+RowTaker = Callable[[slice, torch.Tensor], None]
+# The id of a matrix → who takes its gradient.
+_takers: dict[int, RowTaker] = {}
 
 
 class _Shape(ctypes.Structure):
@@ -100,6 +110,23 @@ def multiply_in_training(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
     return y
 
 
+@contextmanager
+def gradient_by_rows(weight: torch.Tensor, take: RowTaker) -> Iterator[None]:
+    """Hand the gradient of ``weight`` to ``take`` some rows at a time, within the block; it is in no memory as a whole.
+
+    This is done by :func:`multiply_in_training`, after the gradient of its input is computed; other functions compute the gradient as ever.
+
+    Args:
+        weight: A matrix that one product of a pass reads.
+        take: Called with all rows in order; may change these rows of ``weight``.
+    """
+    _takers[id(weight)] = take
+    try:
+        yield
+    finally:
+        del _takers[id(weight)]
+
+
 class _Multiply(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Context, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -116,13 +143,31 @@ class _Multiply(torch.autograd.Function):
             dx, dw = dy @ weight if wanted[0] else None, dy.t() @ x if wanted[1] else None
         else:
             dy, x, sizes = dy.contiguous(), x.contiguous(), (x.shape[0], *weight.shape)
-            dx, dw = buffers.empty_like(x) if wanted[0] else None, buffers.empty_like(weight) if wanted[1] else None
+            take = _takers.get(id(weight)) if wanted[1] else None
+            dx, dw = buffers.empty_like(x) if wanted[0] else None, buffers.empty_like(weight) if wanted[1] and take is None else None
             with native.between_torch() as threads:
                 if dx is not None:
                     kernels().caffetools_product_input_gradient(dy.data_ptr(), weight.data_ptr(), dx.data_ptr(), *sizes, threads)
                 if dw is not None:
                     kernels().caffetools_product_weight_gradient(dy.data_ptr(), x.data_ptr(), dw.data_ptr(), *sizes, threads)
+            if take is not None:
+                _hand_over(dy, x, weight.shape[0], take)
         return dx, dw, dy.sum(0) if wanted[2] else None
+
+
+def _hand_over(dy: torch.Tensor, x: torch.Tensor, outputs: int, take: RowTaker) -> None:
+    """Give the rows of dyᵀ · x, which are ``outputs``, to ``take``."""
+    inputs = x.shape[1]
+    rows = max(1, _BLOCK_BYTES // (4 * inputs * _BLOCK_ROWS)) * _BLOCK_ROWS
+    block = x.new_empty(min(rows, outputs), inputs)
+    for begin in range(0, outputs, rows):
+        part = dy[:, begin : begin + rows].contiguous()
+        gradient = block[: part.shape[1]]
+        with native.between_torch() as threads:
+            kernels().caffetools_product_weight_gradient(
+                part.data_ptr(), x.data_ptr(), gradient.data_ptr(), x.shape[0], part.shape[1], inputs, threads
+            )
+        take(slice(begin, begin + part.shape[1]), gradient)
 
 
 def run_product(product: NativeProduct, x: torch.Tensor, y: torch.Tensor) -> None:

@@ -1,17 +1,21 @@
 """Updates within the backward pass: the gradient of a large parameter is used, and freed, as soon as it is whole.
 
-The three inner products of VGG-16 have gradients of half a gigabyte, which otherwise last until all others are computed. The weights get the
-same bits: a rule works on one parameter at a time, and nothing reads a parameter that one layer owns once that layer's gradients are computed.
+The three inner products of VGG-16 have gradients of half a gigabyte, which otherwise last until all others are computed. Where the native
+library computes an inner product, its gradient is not even there as a whole: it is used by blocks of rows. The weights get the same bits:
+a rule works on one element of a parameter at a time, and nothing reads a parameter that one layer owns once that layer's gradients are
+computed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from torch import Tensor
 
+from caffetools.layers.native_product import gradient_by_rows
 from caffetools.net.net import Net
 from caffetools.solver.callbacks import Callback
 from caffetools.solver.update import UpdateRule
@@ -48,12 +52,21 @@ class EarlyUpdates:
         """
 
         def update(parameter: Tensor) -> None:
+            if parameter.grad is None:
+                return  # its rows are updated already
             self._rule.apply_to(parameter, rate, iteration)
             parameter.grad = None
 
-        handles = [parameter.register_post_accumulate_grad_hook(update) for parameter in self._large()]  # type: ignore[no-untyped-call]
+        large = self._large()
+        handles = [parameter.register_post_accumulate_grad_hook(update) for parameter in large]  # type: ignore[no-untyped-call]
         try:
-            yield
+            with ExitStack() as stack:
+                for parameter in large:
+                    # A hook of the user's gets the whole gradient.
+                    if not parameter._backward_hooks:  # noqa: SLF001
+                        take = partial(self._rule.apply_rows, parameter, rate=rate, iteration=iteration)
+                        stack.enter_context(gradient_by_rows(parameter, take))
+                yield
         except BaseException:
             self._rule.forget_early()
             raise

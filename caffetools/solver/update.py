@@ -44,6 +44,11 @@ class Group:
         found = [index for index, weight in enumerate(self.weights) if weight is parameter]
         return self._of(found) if found else None
 
+    def rows(self, rows: slice) -> Group:
+        """Return these rows of all parameters, as views."""
+        histories = [[blob[rows] for blob in known] for known in self.histories]
+        return Group(self.lr_mult, self.decay_mult, [weight[rows] for weight in self.weights], histories)
+
     def _of(self, indices: Sequence[int]) -> Group:
         histories = [[known[index] for index in indices] for known in self.histories]
         return Group(self.lr_mult, self.decay_mult, [self.weights[index] for index in indices], histories)
@@ -134,6 +139,25 @@ class UpdateRule:
             if (one := group.only(parameter)) is not None:
                 one.gradients = [_gradient(parameter)]
                 self._apply(one, 1.0 / self.iter_size, rate, iteration)
+
+    @torch.no_grad()
+    def apply_rows(self, parameter: Tensor, rows: slice, gradient: Tensor, rate: float, iteration: int) -> None:
+        """Update some rows of one parameter as :meth:`apply_to` does all of them.
+
+        Args:
+            parameter: As for :meth:`apply_to`; its gradient is not read.
+            rows: The rows; of each pass, all of them are given once.
+            gradient: Their gradient.
+            rate: As for :meth:`apply`.
+            iteration: As for :meth:`apply`.
+        """
+        self._updated.add(id(parameter))
+        for group in self._groups:
+            if (one := group.only(parameter)) is not None:
+                part = one.rows(rows)
+                part.gradients = [gradient]
+                self._apply(part, 1.0 / self.iter_size, rate, iteration)
+        mark_written([parameter])
 
     def forget_early(self) -> None:
         """Let the next :meth:`apply` update all parameters: the pass in which some were updated has failed."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from caffetools.layers import native_conv, native_product
 from caffetools.proto.text import write_prototxt
 from caffetools.solver.callbacks import Callback
 from caffetools.solver.compute_options import ComputeOptions
@@ -16,6 +17,7 @@ from caffetools.solver.control import RunControl
 from caffetools.solver.distributed import DistributedSolver
 from caffetools.solver.run import train
 from caffetools.solver.solver import Solver
+from caffetools.solver.update import UpdateRule
 from tests.solver.tiny import solver_param, weights
 
 INPUT = 'layer { name: "data" type: "Input" top: "data" top: "label" input_param { shape { dim: 4 dim: 1024 } shape { dim: 4 } } }'
@@ -87,7 +89,10 @@ RULES = ("SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam")
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_every_rule_gives_the_bits_of_an_update_after_the_pass(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows", [64, 320, 1024])
+def test_every_rule_gives_the_bits_of_an_update_after_the_pass(rule: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the gradient is used by blocks of rows, of which the last has fewer."""
+    monkeypatch.setattr(native_product, "_BLOCK_BYTES", rows * 4 * 1024)
     momentum = 0.0 if rule in ("AdaGrad", "RMSProp") else 0.9
     fields = f'type: "{rule}" momentum: {momentum} base_lr: 0.01 delta: 1e-4 rms_decay: 0.95'
     check_equal(trained(early=True, fields=fields), trained(early=False, fields=fields))
@@ -142,6 +147,33 @@ def test_training_that_an_exception_interrupts_goes_on_with_all_parameters(monke
     solver._clear_gradients()
     solver.step(1)
     assert not any(torch.equal(old, new) for old, new in zip(before, weights(solver), strict=True))
+
+
+def test_a_gradient_that_is_used_by_rows_is_not_there_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native_conv.available():
+        pytest.skip("needs the native library")
+    monkeypatch.setattr(native_product, "_BLOCK_BYTES", 256 * 4 * 1024)
+    seen: list[tuple[slice, tuple[int, ...]]] = []
+    apply_rows = UpdateRule.apply_rows
+
+    def noting(rule: UpdateRule, parameter: Tensor, rows: slice, gradient: Tensor, rate: float, iteration: int) -> None:
+        seen.append((rows, tuple(gradient.shape)))
+        apply_rows(rule, parameter, rows, gradient, rate, iteration)
+
+    monkeypatch.setattr(UpdateRule, "apply_rows", noting)
+    trained(early=True)
+    assert seen == [(slice(begin, begin + 256), (256, 1024)) for begin in (0, 256, 512, 768)] * 6
+
+
+def test_a_hook_on_a_weight_gets_its_whole_gradient() -> None:
+    shapes: list[tuple[int, ...]] = []
+    solver = Solver(solver_param("", net()))
+    solver.updates_early, solver.train_inputs = True, batch()
+    handle = solver.net.learnable[0].parameter.register_hook(lambda gradient: shapes.append(tuple(gradient.shape)))
+    solver.step(3)
+    handle.remove()
+    assert shapes == [(1024, 1024)] * 3
+    check_equal(solver, trained(early=False))
 
 
 def test_a_loss_that_is_not_finite_changes_no_parameter() -> None:
