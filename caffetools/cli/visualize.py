@@ -67,8 +67,8 @@ def filters(
 
     def draw(theme: Theme) -> tuple[Figure, str]:
         if old is not None:
-            return filter_changes_figure(old, new, normalise=scaling, channel_order=order, theme=theme)  # type: ignore[arg-type]
-        return filters_figure(new, normalise=scaling, channel_order=order, picture_shape=shape, theme=theme)  # type: ignore[arg-type]
+            return filter_changes_figure(old, new, normalize=scaling, channel_order=order, theme=theme)  # type: ignore[arg-type]
+        return filters_figure(new, normalize=scaling, channel_order=order, picture_shape=shape, theme=theme)  # type: ignore[arg-type]
 
     emit(draw, out, show, f"Filters of {new.name}")
 
@@ -96,7 +96,8 @@ def activations(
 
     model = open_net(deploy, weights, mean, scale, resize, labels, device)
     prepared = model.prepare(picture)
-    values = channels_first(model.net, blob_values(model.net, prepared.input, [blob] if blob else computable_blobs(model.net)))
+    blobs = [blob] if blob else computable_blobs(model.net, model.others)
+    values = channels_first(model.net, blob_values(model.net, prepared.input, blobs, model.others))
 
     def draw(theme: Theme) -> tuple[Figure, str]:
         if blob:
@@ -221,7 +222,7 @@ _SUFFIXES = {"deepdream": (".png",), "style": (".png",), "all": (".html",)}
 for name, command in _DRAWINGS.items():
     takes = {"deploy", "weights"} <= set(signature(command).parameters)
     app.command(name, cls=ModelCommand if takes else None)(
-        command if name in ("live", "curves") else drawing(command, _SUFFIXES.get(name, ()))
+        command if name == "curves" else drawing(command, _SUFFIXES.get(name, ()), writes=name != "live")
     )
 
 

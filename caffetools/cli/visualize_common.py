@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ from caffetools.cli.show import console, open_file, print_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
     from caffetools.visualize.picture_net import PictureNet
     from caffetools.visualize.style import Theme
@@ -28,37 +29,55 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="F
 Show = Annotated[bool, typer.Option("--show", help="Open the picture in the system's viewer.")]
 
 
+InputValues = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME=VALUE",
+        help="Value of another input of the net than the picture's: numbers as 600,800,1, or a .npy file. May be repeated.",
+        show_default=False,
+    ),
+]
+
+
 @dataclass
 class _Drawing:
-    """How the picture of the command that runs is written: from ``--force`` and ``--json``."""
+    """What the command that runs was given of the options that :func:`drawing` adds."""
 
     force: bool = False
     as_json: bool = False
+    inputs: Sequence[str] = ()
 
 
 _drawing: ContextVar[_Drawing | None] = ContextVar("drawing", default=None)
 
 
-def drawing(function: Callable[..., None], suffixes: Sequence[str] = ()) -> Callable[..., None]:
-    """Give a command that draws the options ``--force`` and ``--json``, for :func:`emit` and :func:`report_written`.
+def drawing(function: Callable[..., None], suffixes: Sequence[str] = (), *, writes: bool = True) -> Callable[..., None]:
+    """Give a command the options ``--force`` and ``--json``, for :func:`emit` and :func:`report_written`, and ``--input`` for :func:`open_net`.
 
     Whether the file may be written is checked before the work that makes its picture.
 
     Args:
         function: The command's function; options of these names that it has itself are kept.
         suffixes: What the file's name may end with; () takes those of pictures and pages.
+        writes: Whether it writes a file.
     """
     signature = inspect.signature(function, eval_str=True)
     own = list(signature.parameters.values())
+    options: list[tuple[str, object, object]] = (
+        [("inputs", InputValues, None)] if {"deploy", "weights"} <= set(signature.parameters) else []
+    )
+    options += [("force", Force, False), ("as_json", AsJson, False)] if writes else []
     added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
-        for name, annotation in (("force", Force), ("as_json", AsJson))
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, annotation, default in options
         if name not in signature.parameters and not (name == "as_json" and "json" in signature.parameters)
     ]
     names = {parameter.name for parameter in added}
 
-    def command(**given: object) -> None:
-        token = _drawing.set(_Drawing(bool(given.get("force")), bool(given.get("as_json") or given.get("json"))))
+    def command(**given: Any) -> None:
+        values = _Drawing(bool(given.get("force")), bool(given.get("as_json") or given.get("json")), given.get("inputs") or ())
+        token = _drawing.set(values)
         try:
             out = given.get("out")
             if isinstance(out, Path):
@@ -102,7 +121,48 @@ def open_net(
 
     options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
     net, parameters, prepared = deployed(deploy, weights, options)
-    return PictureNet(net, parameters, prepared, device=device)
+    how = _drawing.get()
+    return PictureNet(net, parameters, prepared, device=device, inputs=read_inputs(how.inputs if how is not None else ()))
+
+
+def read_inputs(options: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Return the values of ``--input`` options by the inputs' names: of numbers (n,), or as a file has them.
+
+    Raises:
+        DataError: One is neither numbers nor a file of an array.
+    """
+    import numpy as np
+
+    from caffetools.errors import DataError
+
+    values: dict[str, NDArray[Any]] = {}
+    for option in options:
+        name, _, text = option.partition("=")
+        if not name or not text:
+            raise typer.BadParameter(f"'{option}' is not NAME=VALUE; write im_info=600,800,1 or state=state.npy", param_hint="--input")
+        try:
+            values[name] = np.array([float(part) for part in text.split(",")], np.float32)
+        except ValueError:
+            values[name] = _read_array(Path(text), name)
+        if not np.isfinite(values[name]).all():
+            raise DataError(f"the value of input '{name}' has numbers that are NaN or infinite")
+    return values
+
+
+def _read_array(path: Path, name: str) -> NDArray[Any]:
+    import numpy as np
+
+    from caffetools.errors import DataError
+
+    try:
+        array = np.load(path, allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"the value of input '{name}' is neither numbers nor a file: {error.strerror or error}", path=path) from None
+    except (ValueError, EOFError):
+        array = None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+        raise DataError(f"the value of input '{name}' is not a .npy file of numbers", path=path)
+    return array
 
 
 def emit(draw: Callable[[Theme], tuple[Figure, str]], out: Path | None, show: bool, title: str, *, quiet: bool = False) -> None:

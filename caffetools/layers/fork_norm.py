@@ -1,4 +1,4 @@
-"""Normalising layers of forks: BN (SegNet, PSPNet), Normalize (SSD), L2Normalization and GRN."""
+"""Normalization layers of forks: BN (SegNet, PSPNet), Normalize (SSD), L2Normalization and GRN."""
 
 from __future__ import annotations
 

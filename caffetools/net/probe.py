@@ -290,7 +290,8 @@ def _run_data_layer(net: Net, layer: Layer, values: Activations) -> None:
         return  # The tops that were not given are usually labels; a layer that reads one raises an error that names it.
     if layer.TRAITS.role == "input":
         shape = format_shape(net.blob_shapes[missing[0]])
-        raise NetError(f"input '{missing[0]}' ({shape}) is needed and not given", layer=layer.name)
+        hint = f"give its value: --input {missing[0]}=… of caffetools visualize, inputs= in Python"
+        raise NetError(f"input '{missing[0]}' ({shape}) is needed and not given", layer=layer.name, hint=hint)
     with net.shape_plans.exclusive:
         tops = layer.run()
     values.blobs.update((name, top.to(net.device)) for name, top in zip(layer.tops, tops, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from caffetools.visualize.colormaps import scaled_colours, signed_colours
 from caffetools.visualize.panels import PANEL_SIDE, Panel, enlarge, panels_figure, shorten_to, wrap
 from caffetools.visualize.style import LIGHT, Theme
 from caffetools.visualize.tiles import columns_for
-from caffetools.visualize.units import Image, picture_batch
+from caffetools.visualize.units import Image, Inputs, other_inputs, picture_batch
 
 _OVERVIEW_TILES = 25  # channels of each blob on the overview
 _LEAST_TILE = 24  # pixels of a channel there
@@ -30,19 +30,21 @@ _BARS = 12
 _MARGIN, _HEAD, _LABEL = 24, 46, 18
 
 
-def blob_values(net: Net, image: Image, blobs: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+def blob_values(net: Net, image: Image, blobs: Sequence[str], inputs: Inputs | None = None) -> dict[str, NDArray[np.float32]]:
     """Return what ``blobs`` hold for one picture, without the batch axis.
 
     Args:
         net: A net in the TEST phase, with its weights.
         image: (C, H, W), preprocessed.
         blobs: Names; each gets its last value, after in-place layers.
+        inputs: Values of the net's other inputs that the blobs depend on, by name.
 
     Raises:
         NetError: the net has no such blob, or the picture does not fit.
         DataError: the values are not finite.
     """
-    (items,) = run_items(net, picture_batch(net, image, *blobs), blobs=blobs)
+    others = other_inputs(net, inputs or {}, picture_input(net, blobs))
+    (items,) = run_items(net, picture_batch(net, image, *blobs), others=others, blobs=blobs)
     values = items.values.blobs
     arrays = {name: np.ascontiguousarray(values[name].detach().float().cpu().numpy()) for name in blobs}
     for name, array in arrays.items():
@@ -51,10 +53,15 @@ def blob_values(net: Net, image: Image, blobs: Sequence[str]) -> dict[str, NDArr
     return {name: array[0] if array.ndim > 1 else array for name, array in arrays.items()}
 
 
-def computable_blobs(net: Net) -> list[str]:
-    """Return the blobs that follow from the input of pictures alone, in the net's order: all but labels and what depends on them."""
+def computable_blobs(net: Net, others: Collection[str] = ()) -> list[str]:
+    """Return the blobs that follow from the input of pictures, in the net's order: all but labels and what depends on them.
+
+    Args:
+        net: The net.
+        others: Other inputs whose values are known.
+    """
     order = [picture_input(net)]
-    known = set(order)
+    known = {*order, *others}
     for layer in net.layers:
         if not layer.IS_DATA and known.issuperset(layer.bottoms):
             known.update(layer.tops)

@@ -134,8 +134,8 @@ class _Size:
 
 
 def _activations(model: PictureNet, prepared: Prepared, size: _Size) -> Drawing:
-    names = [name for name in computable_blobs(model.net) if name != model.input]
-    values = channels_first(model.net, blob_values(model.net, prepared.input, names))
+    names = [name for name in computable_blobs(model.net, model.others) if name != model.input]
+    values = channels_first(model.net, blob_values(model.net, prepared.input, names, model.others))
 
     def draw(theme: Theme) -> Figure:
         title = f"Activations  ·  {prepared.name}"

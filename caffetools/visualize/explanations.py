@@ -51,10 +51,11 @@ def explain(
         NetError, DataError: as the method's function.
     """
     if method in CAMS:
-        return CAMS[method](model.net, prepared.input, layer=layer or last_feature_layer(model.net, blob), blob=blob, unit=unit)
+        cam_layer = layer or last_feature_layer(model.net, blob)
+        return CAMS[method](model.net, prepared.input, layer=cam_layer, blob=blob, unit=unit, inputs=model.others)
     if method not in METHODS:
         raise DataError(f"unknown method '{method}'; it is one of {', '.join(ALL_METHODS)}")
-    return METHODS[method](model.net, prepared.input, blob=blob, unit=unit, **options)
+    return METHODS[method](model.net, prepared.input, blob=blob, unit=unit, inputs=model.others, **options)
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def explain_all(
     if unknown:
         raise DataError(f"unknown method '{unknown[0]}'; it is one of {', '.join(ALL_METHODS)}")
     blob = blob or score_blob(model.net)
-    unit = UnitProbe.of(model.net, prepared.input, blob, unit).unit
+    unit = UnitProbe.of(model.net, prepared.input, blob, unit, model.others).unit
     shown = (layer or last_feature_layer(model.net, blob)) if set(methods) & set(CAMS) else ""
     maps, report = [], reporter(events, "explain", "percent", cancel)
     for index, method in enumerate(methods):
@@ -176,7 +177,7 @@ def _top(model: PictureNet, prepared: Prepared) -> str:
     output = model.net.outputs[0] if len(model.net.outputs) == 1 else None
     if output is None:
         return ""
-    values = blob_values(model.net, prepared.input, [output])[output].reshape(-1)
+    values = blob_values(model.net, prepared.input, [output], model.others)[output].reshape(-1)
     if model.labels and len(model.labels) != len(values):
         return ""
     best = np.argsort(-values, kind="stable")[:3]

@@ -25,7 +25,7 @@ from caffetools.visualize.panels import NUMBER, NUMBER_HEIGHT, Panel, number_roo
 from caffetools.visualize.style import LIGHT, PathLike, Theme
 from caffetools.visualize.tiles import MOST_CHANNELS, MOST_TILES, Sheet, change_sheet, filter_sheet
 
-Normalise = Literal["each", "common"]
+Normalize = Literal["each", "common"]
 ChannelOrder = Literal["bgr", "rgb"]
 Source = PathLike | Caffemodel | Mapping[str, Sequence[NDArray[Any]]]
 
@@ -68,7 +68,7 @@ def draw_filters(
     layer: str | None,
     path: PathLike,
     *,
-    normalise: Normalise = "each",
+    normalize: Normalize = "each",
     channel_order: ChannelOrder = "bgr",
     picture_shape: tuple[int, int, int] | None = None,
     theme: Theme = LIGHT,
@@ -79,7 +79,7 @@ def draw_filters(
         source: A .caffemodel (its path, or as read), or arrays by layer name, weights first.
         layer: The layer's name; None takes the first one with convolution filters.
         path: The picture to write.
-        normalise: As in :func:`filters_figure`.
+        normalize: As in :func:`filters_figure`.
         channel_order: As in :func:`filters_figure`.
         picture_shape: As in :func:`filters_figure`.
         theme: Colours.
@@ -92,7 +92,7 @@ def draw_filters(
     """
     style.picture_format(path)
     weights = find_weights(source, layer)
-    figure, caption = filters_figure(weights, normalise=normalise, channel_order=channel_order, picture_shape=picture_shape, theme=theme)
+    figure, caption = filters_figure(weights, normalize=normalize, channel_order=channel_order, picture_shape=picture_shape, theme=theme)
     style.save_figure(figure, path)
     return caption
 
@@ -103,7 +103,7 @@ def draw_filter_changes(
     layer: str | None,
     path: PathLike,
     *,
-    normalise: Normalise = "each",
+    normalize: Normalize = "each",
     channel_order: ChannelOrder = "bgr",
     theme: Theme = LIGHT,
 ) -> str:
@@ -114,7 +114,7 @@ def draw_filter_changes(
         after: The later weights.
         layer: The layer's name; None takes the first one with convolution filters.
         path: Picture to write, .png or .svg.
-        normalise: As in :func:`filters_figure`.
+        normalize: As in :func:`filters_figure`.
         channel_order: Likewise.
         theme: Colours.
 
@@ -124,7 +124,7 @@ def draw_filter_changes(
     style.picture_format(path)
     new = find_weights(after, layer)
     figure, caption = filter_changes_figure(
-        find_weights(before, new.name), new, normalise=normalise, channel_order=channel_order, theme=theme
+        find_weights(before, new.name), new, normalize=normalize, channel_order=channel_order, theme=theme
     )
     style.save_figure(figure, path)
     return caption
@@ -134,7 +134,7 @@ def filter_changes_figure(
     before: LayerWeights,
     after: LayerWeights,
     *,
-    normalise: Normalise = "each",
+    normalize: Normalize = "each",
     channel_order: ChannelOrder = "bgr",
     theme: Theme = LIGHT,
 ) -> tuple[Figure, str]:
@@ -144,7 +144,7 @@ def filter_changes_figure(
         raise DataError(f"layer '{after.name}' has weights of {shapes} before and after; only equal shapes can be compared")
     title = f"{after.name}  ·  {describe(after)}"
     old, new = _as_points(before), _as_points(after)
-    options: dict[str, Any] = {"normalise": normalise, "channel_order": channel_order, "theme": theme}
+    options: dict[str, Any] = {"normalize": normalize, "channel_order": channel_order, "theme": theme}
     options |= {"most_tiles": _PAIR_TILES, "most_channels": _PAIR_CHANNELS}
     large = _certain(layer_sheet(new, **options))
     scale = max(1, int(large.scale * min(1.0, _PAIR_WIDTH / large.image.shape[1])))
@@ -170,7 +170,7 @@ def filter_changes_figure(
 def filters_figure(
     layer: LayerWeights | NDArray[Any],
     *,
-    normalise: Normalise = "each",
+    normalize: Normalize = "each",
     channel_order: ChannelOrder = "bgr",
     picture_shape: tuple[int, int, int] | None = None,
     theme: Theme = LIGHT,
@@ -181,7 +181,7 @@ def filters_figure(
         layer: Weights, with the layer's name and type or bare. (N, C, kH, kW) is drawn as tiles: in colour where C is 3 and there
             are no groups, else a grey tile for each channel. (N, K) of an InnerProduct is drawn the same way where
             ``picture_shape`` gives the shape of its K inputs. Anything else is drawn as a histogram of its values.
-        normalise: ``"each"`` scales every filter by its own largest absolute weight, ``"common"`` all by the largest of all;
+        normalize: ``"each"`` scales every filter by its own largest absolute weight, ``"common"`` all by the largest of all;
             zero is the middle grey either way.
         channel_order: What the three channels are, ``"bgr"`` as Caffe's tools have them or ``"rgb"``.
         picture_shape: (C, H, W) with C·H·W = K.
@@ -192,7 +192,7 @@ def filters_figure(
     """
     if not isinstance(layer, LayerWeights):
         layer = LayerWeights("", layer)
-    sheet = layer_sheet(layer, normalise=normalise, channel_order=channel_order, picture_shape=picture_shape, theme=theme)
+    sheet = layer_sheet(layer, normalize=normalize, channel_order=channel_order, picture_shape=picture_shape, theme=theme)
     title = f"{layer.name}  ·  {describe(layer)}" if layer.name else describe(layer)
     if sheet is None:
         return _histogram(np.asarray(layer.weights, np.float32), title, theme)
@@ -202,7 +202,7 @@ def filters_figure(
 def layer_sheet(
     layer: LayerWeights,
     *,
-    normalise: Normalise = "each",
+    normalize: Normalize = "each",
     channel_order: ChannelOrder = "bgr",
     picture_shape: tuple[int, int, int] | None = None,
     most_tiles: int = MOST_TILES,
@@ -224,7 +224,7 @@ def layer_sheet(
     transposed = traits(layer.type).coordinates == "transposed"
     sheet = filter_sheet(
         weights,
-        normalise=normalise,
+        normalize=normalize,
         channel_order=channel_order,
         colour=_in_colour(replace(layer, weights=weights)),
         words=("input channel", "output channel") if transposed else ("filter", "channel"),

@@ -107,7 +107,7 @@ class LiveModel:
         """Return what the page needs to know at its start, as plain values. Raises :class:`DataError` for a net without blobs to show."""
         net = self.model.net
         blobs = []
-        for name in computable_blobs(net):
+        for name in computable_blobs(net, self.model.others):
             shape = net.blob_shapes[name]
             if len(shape) >= 2 and name != self.model.input:
                 maps = len(shape) == 4 and shape[2] * shape[3] > 1
@@ -157,12 +157,13 @@ class LiveModel:
             if len(self._last) > _MOST_PAGES:
                 self._last.popitem(last=False)
         outputs = self.model.net.outputs[:1]
-        (items,) = run_items(self.model.net, torch.from_numpy(prepared.input)[None], blobs=[blob, *outputs])
+        batch, others = torch.from_numpy(prepared.input)[None], self.model.others
+        (items,) = run_items(self.model.net, batch, others=others, blobs=[blob, *outputs])
         values = items.values.blobs
         maps = values[blob][0].float().cpu().numpy()
         if view.back is not None:
             method, origin, of = view.back
-            maps = backward_signal(self.model.net, prepared.input, at=blob, method=method, blob=origin, unit=of)
+            maps = backward_signal(self.model.net, prepared.input, at=blob, method=method, blob=origin, unit=of, inputs=others)
         maps = maps.reshape(len(maps), maps.shape[1] if maps.ndim > 2 else 1, -1)
         unit = min(max(unit, 0), len(maps) - 1)
         sheet, columns, side = _sheet(maps[:_MOST_TILES], view)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +20,7 @@ from caffetools.infer.preprocess import Preprocessor
 from caffetools.net.net import Net
 from caffetools.net.probe import picture_input
 from caffetools.results import Preprocessing
+from caffetools.visualize.units import other_inputs
 
 PathLike = str | os.PathLike[str]
 
@@ -44,17 +48,29 @@ class PictureNet:
         weights: Its .caffemodel.
         options: Mean, labels, scale and size; see :class:`~caffetools.infer.classifier.PreprocessOptions`.
         device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
+        inputs: Values of the net's other inputs, by name, with or without a batch axis of 1; a number fills an input, and as many
+            numbers as an input holds get its shape.
 
     Attributes:
         net: The net with its weights.
         labels: Class names; empty where none were given.
         input: The blob of pictures.
+        others: Values of other inputs, by name, with a batch axis of 1.
 
     Raises:
-        CaffeToolsError: a file cannot be read, the weights are another net's, or the net's input takes no pictures.
+        CaffeToolsError: a file cannot be read, the weights are another net's, the net's input takes no pictures, or a value does not
+            fit an input.
     """
 
-    def __init__(self, deploy: PathLike, weights: PathLike, options: PreprocessOptions | None = None, *, device: str = "cpu"):
+    def __init__(
+        self,
+        deploy: PathLike,
+        weights: PathLike,
+        options: PreprocessOptions | None = None,
+        *,
+        device: str = "cpu",
+        inputs: Mapping[str, NDArray[Any]] | None = None,
+    ):
         self.net: Net = TorchEngine.load(deploy, weights, device=device).net
         self.input = picture_input(self.net)
         shape = self.net.blob_shapes[self.input]
@@ -64,6 +80,14 @@ class PictureNet:
         self.preprocessing = known
         self.preprocessor = Preprocessor(shape, known)
         self.labels = known.labels
+        shaped = {name: self._shaped(name, value) for name, value in (inputs or {}).items()}
+        self.others = other_inputs(self.net, shaped, self.input)
+
+    def _shaped(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
+        shape = self.net.blob_shapes.get(name, ())[1:]
+        if value.size == 1:
+            return np.broadcast_to(value.reshape(()), shape)
+        return value.reshape(shape) if value.ndim == 1 and value.size == math.prod(shape) else value
 
     def prepare(self, picture: PathLike) -> Prepared:
         """Read a picture file. Raises :class:`DataError` naming the file where it is not a picture."""

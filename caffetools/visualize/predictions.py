@@ -140,7 +140,7 @@ def predict(
     report = reporter(events, "classify", "images", cancel)
     for start in range(0, len(pictures.paths), batch):
         images = np.stack([model.prepare(path).input for path in pictures.paths[start : start + batch]])
-        parts = run_items(model.net, torch.from_numpy(images), blobs=wanted)
+        parts = run_items(model.net, torch.from_numpy(images), others=model.others, blobs=wanted)
         for blob, rows in found.items():
             rows.append(join_items(parts, blob).flatten(1).float().cpu().numpy())
         report(min(start + batch, len(pictures.paths)), len(pictures.paths))

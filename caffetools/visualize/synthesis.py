@@ -16,7 +16,7 @@ from caffetools.errors import DataError
 from caffetools.events import EventSink, ignore, reporter, reporting
 from caffetools.net.device import one_thread
 from caffetools.net.net import Net
-from caffetools.net.probe import needed_layers, picture_input, run_items, run_probe
+from caffetools.net.probe import Activations, needed_layers, picture_input, run_items, run_probe
 from caffetools.visualize.picture_net import PictureNet
 from caffetools.visualize.units import Unit, unit_score
 
@@ -194,8 +194,8 @@ def style_transfer(
     matched = list(dict.fromkeys(matched))
     base, other = _fitting(model, content, kept), _fitting(model, style, kept)
     scale = model.preprocessing.scale
-    target = _values(model.net, base * scale, [kept])[kept]
-    styled = _values(model.net, other * scale, matched)
+    target = _run(model, base * scale, [kept]).blobs[kept]
+    styled = _run(model, other * scale, matched).blobs
     grams = {name: _gram(styled[name]) for name in matched}
     x = base.clone().requires_grad_(True)
     optimizer = torch.optim.LBFGS([x], max_iter=steps, max_eval=steps, tolerance_grad=0.0, tolerance_change=0.0)
@@ -204,7 +204,7 @@ def style_transfer(
     def loss() -> Tensor:
         nonlocal done
         optimizer.zero_grad()
-        values = run_probe(model.net, x.detach() * scale, blobs=[kept, *matched], record=True)
+        values = _run(model, x.detach() * scale, [kept, *matched], record=True)
         source = values.inputs[picture_input(model.net, [kept, *matched])]
         cost = _relative(values.blobs[kept], target)
         for name, gram in grams.items():
@@ -244,7 +244,7 @@ def _pixel_gradient(
     """Return the objective's gradient with respect to the pixels ``x`` (distance from the mean, 0 to 255), with a random shift."""
     dy, dx = (int(torch.randint(-jitter, jitter + 1, (1,), generator=generator)) for _ in range(2)) if jitter else (0, 0)
     moved = torch.roll(x, (dy, dx), (2, 3)) * model.preprocessing.scale
-    (items,) = run_items(model.net, moved, blobs=blobs, record=True)
+    (items,) = run_items(model.net, moved, others=model.others, blobs=blobs, record=True)
     values = items.values
     gradient = values.gradient(objective(values.blobs), values.inputs[picture_input(model.net, blobs)], what=f"blob '{blobs[0]}'")
     return torch.roll(gradient[:1].detach().float().cpu(), (-dy, -dx), (2, 3))
@@ -255,8 +255,8 @@ def _mean_size(gradient: Tensor) -> float:
     return float(np.abs(gradient.numpy()).mean(dtype=np.float64)) + 1e-12
 
 
-def _values(net: Net, x: Tensor, blobs: Sequence[str]) -> dict[str, Tensor]:
-    return run_probe(net, x, blobs=blobs).blobs
+def _run(model: PictureNet, x: Tensor, blobs: Sequence[str], *, record: bool = False) -> Activations:
+    return run_probe(model.net, {picture_input(model.net, blobs): x, **model.others}, blobs=blobs, record=record)
 
 
 def _relative(values: Tensor, target: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class _Layout:
 def filter_sheet(
     weights: NDArray[Any],
     *,
-    normalise: str = "each",
+    normalize: str = "each",
     channel_order: str = "bgr",
     colour: bool | None = None,
     words: tuple[str, str] = ("filter", "channel"),
@@ -106,7 +106,7 @@ def filter_sheet(
 
     Args:
         weights: (N, C, kH, kW) float, finite.
-        normalise: ``"each"`` divides a filter by its own largest absolute weight, ``"common"`` all by the largest of all; -1 is
+        normalize: ``"each"`` divides a filter by its own largest absolute weight, ``"common"`` all by the largest of all; -1 is
             then black, 0 the middle grey (128), 1 white.
         channel_order: What the three channels of a coloured tile are, ``"bgr"`` or ``"rgb"``.
         colour: Draw three channels as one coloured tile; None: where C is 3.
@@ -118,11 +118,11 @@ def filter_sheet(
     """
     if colour is None:
         colour = weights.shape[1] == 3
-    layout, caption = _laid_out(_scaled(weights, normalise), colour, channel_order, words, (most_tiles, most_channels))
+    layout, caption = _laid_out(_scaled(weights, normalize), colour, channel_order, words, (most_tiles, most_channels))
     if scale is None:
         scale = layout.scale()
     each = f"Each {words[0]} is scaled by its own largest weight"
-    scaling = each if normalise == "each" else "All are scaled by the largest weight of the layer"
+    scaling = each if normalize == "each" else "All are scaled by the largest weight of the layer"
     caption = f"{caption[0].upper()}{caption[1:]}. {scaling}; the middle gray is 0."
     return Sheet(layout.draw(scale, gap), scale, caption, *layout.numbers(scale))
 
@@ -188,9 +188,9 @@ def _laid_out(
     return _Layout(tiles, columns * across, columns, 2), f"{_first(rows, n, words[0])}, {row}, its tiles are {_first(columns, c, words[1])}"
 
 
-def _scaled(weights: NDArray[Any], normalise: str) -> NDArray[np.uint8]:
+def _scaled(weights: NDArray[Any], normalize: str) -> NDArray[np.uint8]:
     values = np.asarray(weights, np.float32)
-    largest = np.abs(values).max(axis=(1, 2, 3) if normalise == "each" else None, keepdims=True)
+    largest = np.abs(values).max(axis=(1, 2, 3) if normalize == "each" else None, keepdims=True)
     unit = values / np.where(largest > 0, largest, 1)
     return np.rint(127.5 + 127.5 * unit).astype(np.uint8)
 

@@ -160,7 +160,7 @@ def top_images_figure(
 
 def _values(model: PictureNet, pictures: Sequence[PathLike], blob: str) -> NDArray[np.float32]:
     images = np.stack([model.prepare(picture).input for picture in pictures])
-    values = join_items(run_items(model.net, torch.from_numpy(images), blobs=[blob]), blob)
+    values = join_items(run_items(model.net, torch.from_numpy(images), others=model.others, blobs=[blob]), blob)
     return np.ascontiguousarray(values.float().cpu().numpy())
 
 
@@ -175,6 +175,8 @@ def _centred(image: NDArray[np.uint8], side: int, theme: Theme) -> NDArray[np.ui
 
 def _fingerprint(model: PictureNet, pictures: Sequence[PathLike], blob: str, top: int) -> str:
     digest = hashlib.sha256(f"{_FORMAT} {blob} {top} {model.preprocessing}".encode())
+    for name, value in sorted(model.others.items()):
+        digest.update(name.encode() + value.numpy().tobytes())
     for parameter in model.net.parameters():
         digest.update(np.ascontiguousarray(parameter.detach().cpu().numpy()).tobytes())
     for picture in pictures:

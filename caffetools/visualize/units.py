@@ -82,7 +82,7 @@ class UnitProbe:
         """
         blob = target_blob(check_net(net), blob)
         picture, source = picture_batch(net, image, blob), picture_input(net, [blob])
-        others = {name: _other_input(net, name, value, source) for name, value in (inputs or {}).items()}
+        others = other_inputs(net, inputs or {}, source)
         probe = cls(net, picture, source, others, blob, unit)
         if unit is not None:
             return probe
@@ -254,8 +254,22 @@ def target_blob(net: Net, blob: str | None) -> str:
     return found[0]
 
 
+def other_inputs(net: Net, inputs: Inputs, source: str) -> dict[str, Tensor]:
+    """Return the values of the inputs that are not the picture, by name, float32 with a batch axis of 1.
+
+    Args:
+        net: The net.
+        inputs: Values by name, with or without the batch axis.
+        source: The input of pictures.
+
+    Raises:
+        NetError: the net has no such input next to the picture's.
+        DataError: a value has another shape, or is not of real numbers.
+    """
+    return {name: _other_input(net, name, value, source) for name, value in inputs.items()}
+
+
 def _other_input(net: Net, name: str, value: Image, source: str) -> Tensor:
-    """Return the values of an input that is not the picture, with a batch axis of 1."""
     if name not in net.inputs or name == source:
         raise NetError(
             f"the net '{net.name}' has no input '{name}' next to the picture's '{source}'; its inputs are {', '.join(net.inputs)}"

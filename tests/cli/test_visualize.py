@@ -221,3 +221,73 @@ def test_a_net_of_stages_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert message.startswith("net.prototxt: ") and "--input-shape data=" in message
     inprocess.run_well("visualize", "graph", "net.prototxt", "--stage", "deploy", "--input-shape", "data=1x3", "-o", "deploy.svg")
     assert "Softmax" in Path("deploy.svg").read_text()
+
+
+GATED = DEPLOY.replace(
+    "dim: 6 dim: 6 } } }", 'dim: 6 dim: 6 } } }\nlayer { name: "gate" type: "Input" top: "gate" input_param { shape { dim: 1 dim: 6 } } }'
+).replace(
+    'layer { name: "ip" type: "InnerProduct" bottom: "conv1"',
+    'layer { name: "gated" type: "Scale" bottom: "conv1" bottom: "gate" top: "gated" scale_param { axis: 0 } }\n'
+    'layer { name: "ip" type: "InnerProduct" bottom: "gated"',
+)
+
+
+@pytest.fixture
+def gated(tiny: list[str]) -> list[str]:
+    """The same with a net of a second input, ``gate``, and two folders of pictures next to it."""
+    folder = Path(tiny[0]).parent
+    Path(tiny[0]).write_text(GATED)
+    for name in "ab":
+        for number in range(3):
+            (folder / "classes" / name).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / "classes" / name / f"{number}.png"), np.random.default_rng(number).integers(0, 255, (6, 6), np.uint8))
+    np.save(folder / "gate.npy", np.ones((1, 6), np.float32))
+    (folder / "list.txt").write_text("".join(f"classes/a/{number}.png 1\n" for number in range(3)))
+    return tiny
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "activations NET PICTURE --blob gated",
+        "activations NET PICTURE",
+        "explain NET PICTURE",
+        "occlusion NET PICTURE",
+        "synthesize NET --unit 1 --steps 2",
+        "deepdream NET PICTURE --blob gated --steps 1 --octaves 1",
+        "style NET classes/a/1.png PICTURE --content-blob gated --style-blob gated --steps 20",
+        "top-images NET PICTURE --blob gated",
+        "embedding NET classes",
+        "errors NET list.txt",
+    ],
+    ids=lambda command: " ".join(command.split()[:1]),
+)
+def test_values_of_another_input_are_given_on_the_command_line(gated: list[str], monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    deploy, weights, picture = gated
+    monkeypatch.chdir(Path(deploy).parent)
+    words = ["visualize", *command.replace("NET", f"{deploy} {weights}").replace("PICTURE", picture).split()]
+    if command != "activations NET PICTURE":
+        error = inprocess.error_of(inprocess.run(*words, "-o", "none.png"))
+        assert "input 'gate' (1 x 6) is needed and not given; give its value: --input gate=… of caffetools visualize" in error
+    for name, value in (("file", "gate.npy"), ("number", "1"), ("numbers", "1,1,1,1,1,1"), ("closed", "0,0,1,1,1,2")):
+        inprocess.run_well(*words, "-o", f"{name}.png", "--input", f"gate={value}")
+    assert Path("file.png").read_bytes() == Path("number.png").read_bytes() == Path("numbers.png").read_bytes()
+    assert Path("closed.png").read_bytes() != Path("file.png").read_bytes()
+
+
+def test_values_of_another_input_that_do_not_fit_are_refused(gated: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(gated[0]).parent)
+    np.save("names.npy", np.array(["a", "b"]))
+    Path("text.npy").write_text("these are words")
+    for value, message in (
+        ("gate=1,2", "the value of input 'gate' is 2, but 6 is expected"),
+        ("door=1", "has no input 'door' next to the picture's 'data'; its inputs are data, gate"),
+        ("gate", "'gate' is not NAME=VALUE"),
+        ("gate=", "'gate=' is not NAME=VALUE"),
+        ("gate=absent.npy", "absent.npy: the value of input 'gate' is neither numbers nor a file"),
+        ("gate=names.npy", "names.npy: the value of input 'gate' is not a .npy file of numbers"),
+        ("gate=text.npy", "text.npy: the value of input 'gate' is not a .npy file of numbers"),
+        ("gate=nan", "the value of input 'gate' has numbers that are NaN or infinite"),
+    ):
+        assert message in inprocess.error_of(inprocess.run("visualize", "activations", *gated, "-o", "no.png", "--input", value)), value
+    assert not Path("no.png").exists()

@@ -49,7 +49,7 @@ def test_rgb_weights_are_not_swapped() -> None:
 def test_each_filter_or_all_are_scaled_by_the_largest_weight() -> None:
     weights = np.array([1.0, 2.0, -4.0, 4.0], np.float32).reshape(2, 1, 1, 2)
     each = filter_sheet(weights, scale=1).image[0, :, 0]
-    common = filter_sheet(weights, normalise="common", scale=1).image[0, :, 0]
+    common = filter_sheet(weights, normalize="common", scale=1).image[0, :, 0]
     assert each[[0, 1, 6, 7]].tolist() == [191, 255, 0, 255]
     assert common[[0, 1, 6, 7]].tolist() == [159, 191, 0, 255]
 
@@ -66,7 +66,7 @@ def test_other_channels_are_grey_tiles_with_the_limit_reported() -> None:
 
 def test_points_are_a_matrix_of_filters_by_channels() -> None:
     weights = filters(6, 9, 1, 1)
-    image = filter_sheet(weights, normalise="common", scale=1).image
+    image = filter_sheet(weights, normalize="common", scale=1).image
     np.testing.assert_array_equal(image[..., 0], np.rint(127.5 + 127.5 * weights[..., 0, 0] / np.abs(weights).max()))
 
 
@@ -119,7 +119,7 @@ def test_inner_products_are_histograms_or_tiles_of_the_picture_they_see() -> Non
     figure, caption = filters_figure(layer)
     assert caption.startswith("24 weights: mean 11.5,")
     assert sum(bar.get_height() for bar in figure.axes[0].patches if isinstance(bar, Rectangle)) == 24
-    sheet = layer_sheet(layer, picture_shape=(1, 3, 4), normalise="common")
+    sheet = layer_sheet(layer, picture_shape=(1, 3, 4), normalize="common")
     assert sheet is not None
     tile = sheet.image[:: sheet.scale, :: sheet.scale, 0][:3, :4]
     np.testing.assert_array_equal(tile, np.rint(127.5 + 127.5 * weights[0].reshape(3, 4) / 23))
