@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -75,3 +76,43 @@ def test_every_core_dependency_has_an_oldest_version_that_the_script_can_pin() -
     core = pyproject.split("\ndependencies = [", 1)[1].split("\n]", 1)[0]
     assert len(pins) == len(re.findall(r'^    "', core, re.MULTILINE)) > 10
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9.]+\.\*", pin) for pin in pins)
+
+
+# Where a module is not named as its package is.
+_PACKAGES = {
+    "PIL": "pillow", "cv2": "opencv-python-headless", "google": "protobuf", "mlflow": "mlflow-skinny", "ray": "ray[data]",
+    "sklearn": "scikit-learn", "umap": "umap-learn", "yaml": "pyyaml",
+}  # fmt: skip
+# What is used where it is there, and named in a message or left out where it is not.
+_OPTIONAL = {"IPython", "pydot", "pylab", "pycuda", "scipy", "skimage", "tensorrt"}
+# A real Caffe in a process of its own, and the module next to a bundle's check.
+_NO_PACKAGES = {"caffe", "classify"}
+
+
+def test_every_import_is_of_a_declared_dependency() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    core = _names(pyproject.split("\ndependencies = [", 1)[1].split("\n]", 1)[0])
+    extras = _names(pyproject.split("\n[project.optional-dependencies]\n", 1)[1].split("\n[", 1)[0])
+    assert {"torch", "typing-extensions"} <= core and "ray[data]" in extras
+    for path in sorted((ROOT / "caffetools").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        at_import = {name for node in tree.body for name in _imports(node)}
+        for name in {name for node in ast.walk(tree) for name in _imports(node)} - _OPTIONAL - _NO_PACKAGES:
+            package = _PACKAGES.get(name, name.replace("_", "-"))
+            assert package in (core if name in at_import else core | extras), f"{path}: {name} is of no declared dependency"
+
+
+def _names(requirements: str) -> set[str]:
+    return {re.split(r"[<>=~; ]", text, maxsplit=1)[0] for text in re.findall(r'"([^"]+)"', requirements)}
+
+
+def _imports(node: ast.AST) -> set[str]:
+    """The packages that a statement or a call of importlib imports, of those that are neither Python's nor ours."""
+    names: list[str] = []
+    if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+    elif isinstance(node, ast.ImportFrom) and not node.level:
+        names = [node.module or ""]
+    elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("import_module", "find_spec") and node.args:
+        names = [str(node.args[0].value)] if isinstance(node.args[0], ast.Constant) else []
+    return {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"caffetools"}
