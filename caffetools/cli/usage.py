@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -12,6 +13,7 @@ from caffetools.cli.caffe_names import known_tools
 from caffetools.cli.commands import COMMANDS, EXAMPLES, NoSuchCommand
 from caffetools.cli.gflags import FLAGS
 from caffetools.errors import closest, did_you_mean
+from caffetools.project.config import command
 
 # typer carries its own copy of click; these are its error classes.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -47,7 +49,9 @@ def _example(path: list[str], context: object) -> str:
 
 def _what(error: Any, arguments: Sequence[str], context: Any) -> str:
     if isinstance(error, NoSuchCommand):
-        return f"there is no command '{error.word}'{_meant(error.word, error.known) or f' ({context.command_path} --help lists them)'}"
+        is_place = "dataset" in error.known and Path(error.word).exists()
+        hint = _command_for(Path(error.word)) if is_place else _meant(error.word, error.known)
+        return f"there is no command '{error.word}'{hint or f' ({context.command_path} --help lists them)'}"
     kind = type(error).__name__
     if kind == "NoSuchOption":
         return _no_such_option(str(error.option_name), arguments, context)
@@ -87,6 +91,24 @@ def _as_typed(message: str, error: object, arguments: Sequence[str]) -> str:
     flags = [*getattr(getattr(error, "param", None), "opts", []), *getattr(getattr(error, "param", None), "secondary_opts", [])]
     typed = [flag for flag in flags if any(a == flag or a.startswith(f"{flag}=") for a in arguments)]
     return message.replace(" / ".join(f"'{flag}'" for flag in flags), f"'{typed[0]}'") if typed else message
+
+
+def _command_for(path: Path) -> str:
+    """Return what runs a file or a folder that was given where a command is expected; empty where that is not known."""
+    from caffetools.project.surroundings import holds_classes, projects
+    from caffetools.proto.sniff import Kind, sniff
+
+    found = sniff(path)
+    kind = found.kind if found is not None else None
+    if projects(path) == [path]:
+        return f"; see what is in this project by: {command('status', path)}"
+    if holds_classes(path):
+        return f"; fine-tune a network on these pictures by: {command('finetune', path, '-o', 'run')}"
+    if kind is Kind.SOLVER_TEXT:
+        return f"; train by: {command('train', path)}"
+    if kind is Kind.NET_TEXT:
+        return f"; list its layers by: {command('inspect', path)}"
+    return ""
 
 
 def _meant(word: str, known: list[str]) -> str:

@@ -41,7 +41,12 @@ def picture_folders(folder: Path) -> list[Path]:
     Args:
         folder: Where to look.
     """
-    return [inner for inner in _folders(folder) if sum(map(_has_pictures, _folders(inner))) > 1]
+    return [inner for inner in _folders(folder) if holds_classes(inner)]
+
+
+def holds_classes(folder: Path) -> bool:
+    """Return whether a folder has two or more folders of pictures, each of a class."""
+    return sum(map(_has_pictures, _folders(folder))) > 1
 
 
 def suggest_model(card: DatasetCard) -> str:

@@ -60,6 +60,20 @@ def test_a_command_of_a_group_is_found_without_the_group(word: str, meant: str) 
     assert error_of(run(word, "x")) == f"there is no command '{word}'; did you mean '{meant}'?"
 
 
+def test_a_file_or_a_folder_in_the_place_of_a_command_is_answered_with_what_runs_it() -> None:
+    draw_shapes(Path("photos"), each=2)
+    for word, meant in (
+        ("photos", "fine-tune a network on these pictures by: caffetools finetune photos -o run"),
+        ("net", "see what is in this project by: caffetools status net"),
+        ("net/solver.prototxt", "train by: caffetools train net/solver.prototxt"),
+        ("net/train_val.prototxt", "list its layers by: caffetools inspect net/train_val.prototxt"),
+    ):
+        assert error_of(run(word)) == f"there is no command '{word}'; {meant}"
+    assert error_of(run("w.caffemodel")) == "there is no command 'w.caffemodel' (caffetools --help lists them)"
+    assert "did you mean 'list'?" in error_of(run("zoo", "lst"))
+    run_well("status", "net")
+
+
 def test_a_model_of_the_zoo_where_a_file_is_needed_is_named_as_one() -> None:
     for line in (["train", "lenet"], ["upgrade", "lenet", "new.prototxt"], ["report", "lenet"]):
         assert "it is a model of the zoo; `caffetools zoo copy lenet lenet` writes its files" in error_of(run(*line))

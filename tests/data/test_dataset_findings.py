@@ -102,9 +102,10 @@ def test_leaks_clashes_and_similar_pictures_are_reported_and_kept(leaking: Path,
     same, similar = (next(note for note in card.notes if what in note) for what in ("are equal to", "are nearly equal to"))
     assert same == (
         "2 picture(s) are equal to another one, such as 'val/a/leak.png' and 'train/a/p 1.png'; 1 group(s) of them are in more "
-        "than one split, which makes the scores too good; 1 group(s) have different labels."
+        "than one split, which makes the scores too good; 1 group(s) have different labels. dataset build leaves them out with "
+        "--drop-duplicates."
     )
-    assert similar.startswith("1 picture(s) are nearly equal to another one")
+    assert similar.startswith("1 picture(s) are nearly equal to another one") and similar.endswith("with --drop-similar.")
     assert [(group["kind"], sorted(group["paths"])) for group in load_card(tmp_path / "out").duplicates] == [
         ("same", ["train/a/p 1.png", "val/a/leak.png"]),
         ("same", ["train/a/p 2.png", "train/b/clash.png"]),

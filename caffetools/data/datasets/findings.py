@@ -121,7 +121,7 @@ def _balance(classes: Sequence[str], counts: Sequence[int]) -> list[str]:
 
 def _duplicate_notes(duplicates: Sequence[Duplicates]) -> list[str]:
     notes = []
-    for kind, what in (("same", "equal"), ("similar", "nearly equal")):
+    for kind, what, flag in (("same", "equal", "--drop-duplicates"), ("similar", "nearly equal", "--drop-similar")):
         groups = [group for group in duplicates if group.kind == kind]
         if not groups:
             continue
@@ -134,5 +134,5 @@ def _duplicate_notes(duplicates: Sequence[Duplicates]) -> list[str]:
             text += f"; {len(leaks)} group(s) of them are in more than one split, which makes the scores too good"
         if clashes:
             text += f"; {len(clashes)} group(s) have different labels"
-        notes.append(text + ".")
+        notes.append(f"{text}. dataset build leaves them out with {flag}.")
     return notes
