@@ -118,7 +118,8 @@ def errors_figure(model: PictureNet, predictions: Predictions, *, most: int = 60
             Panel(_square(model.prepare(predictions.pictures.paths[index]).shown), f"is {classes[labels[index]]}", note, good=False)
         )
     accuracy = 1 - wrong.size / len(labels)
-    caption = f"{wrong.size} of {len(labels)} pictures were classified wrongly ({accuracy:.2%} correct)"
+    were = "was" if wrong.size == 1 else "were"
+    caption = f"{wrong.size} of {len(labels)} pictures {were} classified wrongly ({accuracy:.2%} correct)"
     caption += f"; the {len(order)} most confident errors." if len(order) < wrong.size else "."
     caption += " Above: the true class; below: the most probable classes."
     return panels_figure(panels, "Errors", caption, theme=theme), caption

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -169,6 +170,21 @@ def test_the_embedding_page_shows_pictures_and_hides_classes(model: PictureNet, 
       done([...shown, [...marks].filter((m) => m.style.display === 'none').length, document.querySelector('#key button').textContent].join('|'));
     """
     assert run_in_page(html, script, tmp_path) == "12|1|b|4|a&lt;b&gt;"
+
+
+def test_an_embedding_page_with_a_very_long_class_name_is_as_wide_as_the_screen(model: PictureNet, folder: Path, tmp_path: Path) -> None:
+    predictions = predict(model, labelled_pictures(folder), features="conv1")
+    assert predictions.features is not None
+    named = replace(predictions, pictures=replace(predictions.pictures, classes=("x" * 300, "b", "c")))
+    points = project_features(predictions.features)
+    write_embedding_page(tmp_path / "e.html", points, named, model, method="pca", blob="y" * 200)
+    html = (tmp_path / "e.html").read_text()
+    script = """
+      document.querySelectorAll('#plot path')[0].dispatchEvent(new Event('pointerenter'));
+      const card = document.getElementById('card'), widths = [card.scrollWidth <= card.clientWidth];
+      done([...widths, document.documentElement.scrollWidth <= innerWidth].join());
+    """
+    assert run_in_page(html, script, tmp_path, size=(500, 900)) == "true,true"
 
 
 def test_explanations_explain_the_scores_before_the_softmax(model: PictureNet, folder: Path) -> None:
