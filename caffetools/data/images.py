@@ -169,6 +169,8 @@ def fast_divisor(data: bytes, size: tuple[int, int] | None) -> int:
 def _decoded(data: bytes, what: str, flags: int, divisor: int = 1) -> NDArray[Any]:
     import cv2
 
+    if not data:
+        raise DataError(f"{what}: it is empty (0 bytes)")
     check_whole(data, what)
     check_pixels(data, what, divisor)
     try:

@@ -7,6 +7,7 @@ import hmac
 import json
 import math
 import secrets
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -75,6 +76,11 @@ class LiveServer(ThreadingHTTPServer):
         with self._change:
             self._ended = True
             self._change.wait_for(lambda: self._computing == 0)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Ignore that a page was closed in the middle of a request; show other errors."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:

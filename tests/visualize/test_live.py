@@ -7,6 +7,8 @@ import http.client
 import json
 import re
 import shutil
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -204,6 +206,7 @@ def test_top_pictures_and_synthesized_ones(server: LiveServer) -> None:
 
 
 def test_bad_requests_are_answered_and_the_server_continues(server: LiveServer) -> None:
+    assert ask(server, "/api/frame?blob=conv1&unit=0", PICTURE)[0] == 200
     for path, body, message in (
         ("/api/frame?blob=conv1&unit=0", b"no picture", "the frame"),
         ("/api/frame?blob=conv9&unit=0", PICTURE, "no unit 0 of a blob 'conv9'"),
@@ -217,6 +220,24 @@ def test_bad_requests_are_answered_and_the_server_continues(server: LiveServer) 
         assert status == 400 and message in answer["error"], path
     assert ask(server, "/api/frame?blob=conv1&unit=0", None, Content_Length="99999999")[0] in (400, 413)
     assert ask(server, "/api/frame?blob=conv1&unit=0", PICTURE)[0] == 200
+
+
+def test_a_page_that_is_closed_within_a_request_leaves_nothing_on_the_terminal(
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended, handle = threading.Event(), server.handle_error
+
+    def handled(*arguments: Any) -> None:
+        handle(*arguments)
+        ended.set()
+
+    monkeypatch.setattr(server, "handle_error", handled)
+    with socket.create_connection((live_server.HOST, server.server_address[1])) as connection:
+        # The connection is reset when it is closed.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.sendall(b"POST /api/frame HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\nbegin")
+    assert ended.wait(60)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_run_is_followed(server: LiveServer) -> None:
