@@ -217,8 +217,12 @@ class _Engine(engine.Solver):
         """Put what the update subtracted from each parameter into its diff, as Caffe's ComputeUpdateValue does."""
         with torch.no_grad():
             for entry in self.net.learnable:
+                update = diffs.last[id(entry.parameter)]
                 if entry.parameter.grad is not None:
-                    entry.parameter.grad.copy_(diffs.last[id(entry.parameter)])
+                    entry.parameter.grad.copy_(update)
+                elif entry.lr_mult:
+                    # No loss depends on it; weight decay and the history change it.
+                    entry.parameter.grad = update
 
     def _iterate(self) -> None:
         # Diffs can be read until the next iteration begins.
