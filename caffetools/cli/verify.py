@@ -45,7 +45,7 @@ def verify(
     """Run DEPLOY with WEIGHTS through several engines, and other models, on the same inputs, and compare the outputs.
 
     Prints the largest and mean difference, the cosine, how often the best class is the same, and the speed.
-    An engine that runs but differs by more than --tolerance is a failure (exit code 1).
+    An engine that runs but differs by more than --tolerance is a failure (exit code 1), and so is a MODEL that cannot be run.
     DEPLOY may also be an ONNX file, which has its weights in it: `caffetools verify before.onnx after.onnx`.
     opencv and caffe run in environments of their own: `caffetools engine add opencv4|caffe`. tensorrt needs its package and an NVIDIA GPU.
     """
@@ -75,10 +75,17 @@ def verify(
         print_json([{**row.__dict__, "relative": row.relative} for row in rows])
     else:
         _print(rows, len(files), len(found))
-    if any(not row.reason and not row.relative <= tolerance for row in rows) or all(row.reason for row in rows[1:]):
+    if _failed(rows, {candidate.name for candidate in others}, tolerance):
         raise typer.Exit(1)
     if not json and not _has_weights(deploy):
         print_next(after_verify(deploy, weights))
+
+
+def _failed(rows: list[OutputComparison], models: set[str], tolerance: float) -> bool:
+    """Return whether a row is a failure: a difference, other outputs, or a model that was named and cannot be run; not an engine that is not here."""
+    if all(row.reason for row in rows[1:]):
+        return True
+    return any(row.failed and (row.output or row.candidate in models) if row.reason else not row.relative <= tolerance for row in rows)
 
 
 # What prepares pictures.

@@ -65,6 +65,7 @@ class OutputComparison:
         top1: Share of items with the same largest class; None for an output that is not a vector for each item.
         milliseconds: Median duration of a batch (16 images or fewer).
         reason: Why there is no comparison; empty where there is one.
+        failed: The engine is here, and the model cannot be read or run, or has other outputs.
     """
 
     candidate: str
@@ -76,6 +77,7 @@ class OutputComparison:
     top1: float | None = None
     milliseconds: float = 0.0
     reason: str = ""
+    failed: bool = False
 
     @property
     def relative(self) -> float:
@@ -147,7 +149,7 @@ class _Run:
         self.preprocessing: Preprocessing | None = None
         self._engine: Engine | None = None
         self._totals: dict[str, _Totals] = {}
-        self._items, self._durations, self._reason = 0, list[float](), ""
+        self._items, self._durations, self._reason, self._failed = 0, list[float](), "", False
 
     def open(self) -> Engine:
         """Return the engine. Raises :class:`CaffeToolsError` where it is not there or does not take the model."""
@@ -183,12 +185,13 @@ class _Run:
         try:
             inputs = self.open().inputs
             if set(inputs) != set(batch) and len(inputs) != len(batch):
-                self._reason = f"it has other inputs ({', '.join(inputs)})"
+                self._reason, self._failed = f"it has other inputs ({', '.join(inputs)})", True
                 return
             given = batch if set(inputs) == set(batch) else dict(zip(inputs, batch.values(), strict=True))
             self.compare(expected, self.predict(given, repeats))
         except CaffeToolsError as error:
-            self._reason = str(error)
+            # An engine that does not open is one that is not here.
+            self._reason, self._failed = str(error), self._engine is not None or not isinstance(error, EngineError)
 
     def compare(self, expected: Mapping[str, Array], got: Mapping[str, Array]) -> None:
         """Count the differences of the outputs of one batch."""
@@ -196,7 +199,7 @@ class _Run:
         if not pairs and len(got) == len(expected):
             pairs = dict(zip(expected, got, strict=True))
         if not pairs:
-            self._reason = f"it has other outputs ({', '.join(got)})"
+            self._reason, self._failed = f"it has other outputs ({', '.join(got)})", True
         for name, other in pairs.items():
             self._totals.setdefault(name, _Totals()).add(expected[name], got[other])
 
@@ -209,7 +212,7 @@ class _Run:
     def rows(self) -> list[OutputComparison]:
         """Return a row for each output, or one with the reason why there are none."""
         if self._reason:
-            return [OutputComparison(self.candidate.name, reason=self._reason)]
+            return [OutputComparison(self.candidate.name, reason=self._reason, failed=self._failed)]
         milliseconds = float(np.median(self._durations or [0.0])) * 1000
         return [totals.row(self.candidate.name, name, milliseconds) for name, totals in self._totals.items()]
 
@@ -248,7 +251,7 @@ class _Totals:
 
     def row(self, candidate: str, output: str, milliseconds: float) -> OutputComparison:
         if self.reason:
-            return OutputComparison(candidate, output, reason=self.reason)
+            return OutputComparison(candidate, output, reason=self.reason, failed=True)
         norms = math.sqrt(self.squares[0] * self.squares[1])
         cosine, top1 = self.products / norms if norms else 1.0, self.same / self.items if self.items else None
         mean = self.gaps / self.values if self.values else 0.0

@@ -20,7 +20,7 @@ from caffetools.infer.sidecar import preprocessing_files
 from caffetools.layers.base import Shape
 from caffetools.onnx.import_net import TARGETS, Target
 from caffetools.onnx.importer import ImportedNet, import_model
-from caffetools.util.process_settings import logger_level, warnings_ignored, working_folder_importable
+from caffetools.util.process_settings import logger_level, native_output_dropped, warnings_ignored, working_folder_importable
 
 PathLike = str | os.PathLike[str]
 
@@ -155,7 +155,8 @@ def torch_to_onnx(module: torch.nn.Module, shapes: Mapping[str, Shape]) -> bytes
     """Export a torch module in evaluation mode with torch's own exporter, for inputs of these names and shapes."""
     stream = io.BytesIO()
     inputs = tuple(torch.zeros(shape) for shape in shapes.values())
-    with warnings_ignored():
+    # Its C++ code prints the graph in which it finds an operator that it does not export.
+    with warnings_ignored(), native_output_dropped():
         # The exporter that traces is deprecated, but needs no packages of its own.
         torch.onnx.export(module.eval(), inputs, cast("str", stream), dynamo=False, opset_version=17, input_names=list(shapes))
     return stream.getvalue()

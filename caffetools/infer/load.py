@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from caffetools.engines.base import ENGINE_SUFFIXES, Engine, EngineError
+from caffetools.errors import ExportError
 from caffetools.infer.picture_bytes import PictureBytesEngine, is_for_bytes
 from caffetools.infer.sidecar import read_preprocessing
 from caffetools.net.precision_modes import check_mode
@@ -84,4 +85,12 @@ def _exported(deploy: PathLike, weights: PathLike | None) -> bytes:
     from caffetools.engines.torch import TorchEngine
     from caffetools.onnx.export import to_onnx
 
-    return to_onnx(TorchEngine.load(deploy, weights).net).SerializeToString()
+    net = TorchEngine.load(deploy, weights).net
+    try:
+        return to_onnx(net).SerializeToString()
+    except ExportError as error:
+        try:
+            return to_onnx(net, dynamic_axes=()).SerializeToString()
+        except ExportError:
+            # Its batch size was not what is wrong.
+            raise error from None

@@ -112,23 +112,33 @@ def _batch_limit(
 
 
 def _before_saturation(writer: NetWriter) -> dict[str, str]:
-    """Return ONNX value → blob of what the last Softmax or Sigmoid before each output reads, where a blob of its name holds it."""
+    """Return ONNX value → blob of what the last Softmax or Sigmoid before each output reads, where a blob of its name holds it.
+
+    Also of what the node before an output reads whose values are all the same (a classifier of zeros): it would be equal to any other.
+    """
     graph, found = writer.graph, dict[str, str]()
     waiting = list(graph.outputs)
     seen = set(waiting)
     while waiting:
         node = graph.maker(waiting.pop())
-        if node is None or node.op not in _MOVING | _SATURATING:
+        if node is None:
+            continue
+        plain = _is_plain(graph.sample.get(node.outputs[0]))
+        if node.op not in _MOVING | _SATURATING and not plain:
             continue
         for value in node.inputs:
-            if value in seen or value in graph.constants or not value:
+            if value in seen or value not in graph.sample or value in graph.constants:
                 continue
             seen.add(value)
-            if node.op in _MOVING:
+            if node.op in _MOVING or plain:
                 waiting.append(value)
-            elif (blob := writer.known_blob(value)) is not None:
+            if node.op not in _MOVING and (blob := writer.known_blob(value)) is not None:
                 found[value] = blob
     return found
+
+
+def _is_plain(values: Array | None) -> bool:
+    return values is not None and values.size > 0 and bool((values == values.reshape(-1)[0]).all())
 
 
 def _difference(expected: Array, got: Array) -> float:

@@ -124,3 +124,24 @@ def environment_restored() -> Iterator[None]:
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
         os.environ.update(before)
+
+
+@contextmanager
+def native_output_dropped() -> Iterator[None]:
+    """Drop what is written to the standard output during the block, by C++ code too, which does not write through ``sys.stdout``."""
+
+    def change() -> Callable[[], object]:
+        sys.stdout.flush()
+        kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
+
+        def restore() -> None:
+            sys.stdout.flush()
+            os.dup2(kept, 1)
+            os.close(kept)
+
+        return restore
+
+    with shared_setting("standard output", change):
+        yield

@@ -68,6 +68,34 @@ def test_without_tensorrt_the_row_names_what_is_missing(tmp_path: Path) -> None:
     assert code == 2 and "the package tensorrt is not installed here" in err
 
 
+def test_a_model_that_cannot_be_run_is_a_failure_and_an_engine_that_is_not_here_is_none(tmp_path: Path) -> None:
+    """A check in a script that passes because its model is missing is none."""
+    net = write_net(tmp_path)
+    (tmp_path / "damaged.onnx").write_bytes(b"ONNX")
+    for name, reason in (("none.onnx", "no such file"), ("damaged.onnx", "damaged.onnx")):
+        code, out, err = run("verify", *net, tmp_path / name)
+        assert (code, err) == (1, "")
+        assert reason in out
+    other = tmp_path / "other"
+    other.mkdir()
+    deploy, weights = write_net(other)
+    deploy.write_text(deploy.read_text().replace("dim: 3", "dim: 4", 1))
+    assert run("verify", *net, f"{deploy}:{weights}")[0] == 1
+
+
+def test_onnxruntime_runs_a_net_of_a_fixed_batch_size(tmp_path: Path) -> None:
+    deploy, weights = write_net(tmp_path)
+    text = deploy.read_text()
+    shape = Net.from_file(deploy).blob_shapes["prob"]
+    numbers = " ".join(f"dim: {size}" for size in shape)
+    deploy.write_text(
+        f'{text}\nlayer {{ name: "fixed" type: "Reshape" bottom: "prob" top: "fixed" reshape_param {{ shape {{ {numbers} }} }} }}'
+    )
+    code, out, err = run("verify", deploy, weights, "--json")
+    assert (code, err) == (0, "")
+    assert not json.loads(out)[1]["reason"]
+
+
 def test_all_pictures_are_compared_in_batches(tmp_path: Path) -> None:
     deploy, weights = write_net(tmp_path)
     (tmp_path / "after").mkdir()

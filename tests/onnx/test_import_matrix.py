@@ -14,7 +14,7 @@ from caffetools.onnx import import_net
 from caffetools.onnx.import_graph import ImportFailed
 from caffetools.onnx.import_net import NetWriter
 from caffetools.onnx.importer import import_model
-from tests.onnx.test_import import MAPS, check, ints, model, numbers
+from tests.onnx.test_import import MAPS, check, graph_of, ints, model, numbers
 
 
 def einsum(equation: str, *shapes: Shape, constants: tuple[Any, ...] = ()) -> onnx.ModelProto:
@@ -104,3 +104,13 @@ def test_a_batch_whose_items_depend_on_one_another_is_reported() -> None:
     assert imported.batch_limit == "in its output 'y' the items of a batch depend on one another"
     imported = import_model(model("Transpose", (1, 5), perm=[1, 0]))
     assert "y" in imported.batch_limit or "Reshape" in imported.batch_limit
+
+
+def test_an_output_of_zeros_hides_no_faulty_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a classifier whose weights are zeros until it is trained."""
+    nodes = [helper.make_node("Sigmoid", ["x"], ["e"]), helper.make_node("MatMul", ["e", "w"], ["y"])]
+    proto = graph_of(nodes, (1, 4), {"w": np.zeros((4, 3), np.float32)})
+    check(proto)
+    monkeypatch.setitem(import_net._HANDLERS, "Sigmoid", [(1, NetWriter.alias)])
+    with pytest.raises(ImportFailed, match="the imported net differs from the model by"):
+        import_model(proto)

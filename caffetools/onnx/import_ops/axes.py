@@ -32,7 +32,8 @@ def transpose(writer: NetWriter, node: Node) -> None:
 def add_transpose(writer: NetWriter, node: Node, blob: str, shape: Shape, order: Sequence[int], *, last: bool = True) -> str:
     """Put the axes of a blob of ``shape`` into another order; gives the blob."""
     moved = [axis for axis in order if shape[axis] != 1]
-    if moved == sorted(moved):
+    # A Reshape that moves a batch of 1 is right for no other batch; Permute is for any.
+    if moved == sorted(moved) and (order[0] == 0 or shape[0] != 1 or writer.target == "bvlc"):
         return add_reshape(writer, node, blob, shape, tuple(shape[axis] for axis in order), last=last)
     if writer.target == "bvlc":
         return _move_axes(writer, node, blob, shape, order, last=last)

@@ -98,10 +98,11 @@ def _of_two(writer: NetWriter, node: Node) -> None:
     if columns > 1:
         order = [*range(len(second) - 2), len(second) - 1, len(second) - 2]
         right = add_transpose(writer, node, right, second, order, last=False)
-    right = add_reshape(writer, node, right, (*second, 0), (batch, inner, 1, columns * depth), last=False)
+        second = (*second[:-2], columns, depth)
+    right = add_reshape(writer, node, right, second, (batch, inner, 1, columns * depth), last=False)
     right = tiled(writer, node, right, (batch, inner, 1, columns * depth), (batch, inner, rows, columns * depth))
     wide = (batch, inner * rows, columns, depth)
-    right = add_reshape(writer, node, right, (*wide, 0), wide, last=False)
+    right = add_reshape(writer, node, right, (batch, inner, rows, columns * depth), wide, last=False)
     layer = writer.layer(node, Reduction.TYPE, [product(writer, node, [left, right], last=False)], last=False, hint="total")
     layer.reduction_param.axis = 3
     add_reshape(writer, node, layer.top[0], wide[:3], output)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from caffetools.layers.base import Shape
@@ -33,8 +35,10 @@ def add_reshape(writer: NetWriter, node: Node, blob: str, source: Shape, target:
     if len(target) == 2 and len(source) > 2 and source[:1] == target[:1]:
         return str(writer.layer(node, Flatten.TYPE, [blob], last=last, hint="" if last else "flat").top[0])
     layer = writer.layer(node, Reshape.TYPE, [blob], last=last, hint="" if last else "shape")
-    keeps = bool(source) and bool(target) and source[0] == target[0]
-    layer.reshape_param.shape.dim.extend([0, *target[1:]] if keeps else target)
+    # 0 copies a size, so that the net takes any batch size, be the batch at axis 0 or, behind steps, at axis 1.
+    same = itertools.takewhile(lambda sizes: sizes[0] == sizes[1], zip(source, target, strict=False))
+    kept = min(len(list(same)), 2)
+    layer.reshape_param.shape.dim.extend([*[0] * kept, *target[kept:]])
     return str(layer.top[0])
 
 
