@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from caffetools.bundle import standalone, standalone_check
@@ -27,12 +27,14 @@ class BundleCheck:
         samples: Sample pictures classified.
         backend: The runtime.
         largest_difference: Of a probability from the expected one, or of a box's corner over the picture's size.
+        others: Files in the folder that are not of the bundle, such as an engine that was built.
     """
 
     files: int
     samples: int
     backend: str
     largest_difference: float
+    others: list[str] = field(default_factory=list)
 
 
 def check_bundle(

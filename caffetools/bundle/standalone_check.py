@@ -86,7 +86,8 @@ def check(folder: Path, runner: ModuleType, backend: str = "auto", tolerance: fl
     """Check a bundle with its runner, the module of classify.py.
 
     Returns:
-        ``files`` and ``samples`` that were compared, the ``backend``, and the ``largest_difference``.
+        ``files`` and ``samples`` that were compared, the ``backend``, the ``largest_difference``, and ``others``: names of files that are not
+        of the bundle, such as an engine that was built.
 
     Raises:
         CheckError: A file is missing, changed or damaged, the runtime cannot load the model, or it gives other results.
@@ -123,7 +124,14 @@ def check(folder: Path, runner: ModuleType, backend: str = "auto", tolerance: fl
         largest = max(largest, difference)
         report("samples", number, len(expected))
     name = type(runtime).__name__.replace("Backend", "").lower()
-    return {"files": len(files), "samples": len(expected), "backend": name, "largest_difference": largest}
+    others = other_files(folder, files)
+    return {"files": len(files), "samples": len(expected), "backend": name, "largest_difference": largest, "others": others}
+
+
+def other_files(folder: Path, names: List[str]) -> List[str]:
+    """Return the names of files in the folder that are not in SHA256SUMS, but for what Python itself writes there."""
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return sorted(path.as_posix() for path in found if path.as_posix() not in {SUMS, *names})
 
 
 def read_expected(path: Path) -> Dict[str, List[Dict[str, Any]]]:
@@ -211,6 +219,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             **done
         )
     )
+    if done["others"]:
+        print("Not of the bundle, and not checked: " + ", ".join(done["others"]))
     return 0
 
 

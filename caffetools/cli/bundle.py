@@ -115,3 +115,5 @@ def _show(checked: BundleCheck, folder: Path, done: str, *, as_json: bool) -> No
         f"{checked.samples} samples in {checked.backend} give the expected results; largest difference {checked.largest_difference:.1e}.",
         markup=False,
     )
+    if checked.others:
+        console.print(f"Not of the bundle, and not checked: {', '.join(checked.others)}.", markup=False)

@@ -340,6 +340,13 @@ def test_a_damaged_file_is_one_error_even_if_the_sums_fit(name: str, before: str
     assert message in error_of(run("bundle", "check", copy))
 
 
+def test_files_that_are_not_of_the_bundle_are_named(copy: Path) -> None:
+    assert check_bundle(copy).others == []
+    (copy / "samples" / "more.txt").write_text("")
+    (copy / "model.fp16.engine.log").write_text("")
+    assert check_bundle(copy).others == ["model.fp16.engine.log", "samples/more.txt"]
+
+
 def test_other_probabilities_are_found(copy: Path) -> None:
     path = copy / "samples" / "expected.json"
     expected = json.loads(path.read_text())
