@@ -71,7 +71,7 @@ def _facts() -> dict[str, Any]:
         "threads used": cpu_count(),
         "torch threads": torch.get_num_threads(),
         "GPUs": ", ".join(devices) or "none",
-        "native kernels": native.status(),
+        "native kernels": native.status().removeprefix("native kernels are "),
         "zoo cache": str(cache_folder()),
         "zoo mirror": os.environ.get(MIRROR, "") or "none",
     }

@@ -74,6 +74,13 @@ def test_a_file_or_a_folder_in_the_place_of_a_command_is_answered_with_what_runs
     run_well("status", "net")
 
 
+def test_a_folder_of_pictures_whose_name_is_misspelled() -> None:
+    draw_shapes(Path("photos"), each=2)
+    message = "photoss: cannot read the folder of pictures: No such file or directory; did you mean 'photos'?"
+    assert error_of(run("dataset", "build", "photoss", "data")) == message
+    assert error_of(run("finetune", "photoss", "-o", "run")).endswith("did you mean 'photos'?")
+
+
 def test_a_model_of_the_zoo_where_a_file_is_needed_is_named_as_one() -> None:
     for line in (["train", "lenet"], ["upgrade", "lenet", "new.prototxt"], ["report", "lenet"]):
         assert "it is a model of the zoo; `caffetools zoo copy lenet lenet` writes its files" in error_of(run(*line))

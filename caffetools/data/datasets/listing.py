@@ -205,6 +205,6 @@ def _entries(folder: Path) -> tuple[list[str], list[str]]:
     try:
         entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".") and entry.name.lower() not in _JUNK]
     except OSError as error:
-        raise DataError(f"{folder}: cannot read the folder of pictures: {error.strerror}") from None
+        raise DataError(f"cannot read the folder of pictures: {error.strerror}", path=folder) from None
     folders = [entry.name for entry in entries if entry.is_dir()]
     return sorted(folders), sorted(entry.name for entry in entries if not entry.is_dir())
