@@ -66,7 +66,7 @@ class Stepwise:
         self.before_backward: list[Callable[[int], None]] = []
         self.after_backward: list[Callable[[int], None]] = []
         self._share_with_shapes()
-        self._set_loss_diffs()
+        self._set_loss_diffs(self.blobs)
         self._fill_constants()
         self._output_memories = shared_blobs.output_memories(net)
         self._overwritten = shared_blobs.overwritten_inputs(net)
@@ -165,10 +165,11 @@ class Stepwise:
                 shapes.update((top, self.blobs[top].shape) for top in layer.tops)
             else:
                 shapes.update(zip(layer.tops, layer.configure([shapes[bottom] for bottom in layer.bottoms]), strict=True))
+        changed = {name for name, shape in shapes.items() if shape != self.blobs[name].shape}
         for name, shape in shapes.items():
             self.blobs[name].reshape(shape)
         self._share_with_shapes()
-        self._set_loss_diffs()
+        self._set_loss_diffs(changed)
 
     def to(self, device: torch.device) -> None:
         """Move the net, and each blob at its next use, to ``device``."""
@@ -307,10 +308,10 @@ class Stepwise:
                 total += version.split_weight * float(storage.data.value().sum())
         return total
 
-    def _set_loss_diffs(self) -> None:
+    def _set_loss_diffs(self, names: Collection[str]) -> None:
         for step in self.steps:
             for version in step.produces:
-                if version.loss_weight:
+                if version.loss_weight and version.blob in names:
                     storage = self.blobs[version.blob]
                     storage.diff.store(torch.full(storage.shape, version.loss_weight, device=self.device))
 

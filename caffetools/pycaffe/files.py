@@ -16,22 +16,29 @@ from caffetools.net.weights import layers_by_name, load_weights, read_hdf5_weigh
 from caffetools.pycaffe import mode
 
 PathLike = str | os.PathLike[str]
+# Caffe takes a path as bytes, too: `name.encode()` of scripts that ran under Python 2.
+AnyPath = PathLike | bytes
 
 
-def save(net: Net, path: PathLike) -> None:
+def path_of(path: AnyPath) -> PathLike:
+    """Return a path, decoded where it is given as bytes."""
+    return os.fsdecode(path) if isinstance(path, bytes) else path
+
+
+def save(net: Net, path: AnyPath) -> None:
     """Write the weights as a .caffemodel, atomically."""
-    save_weights(net, path)
+    save_weights(net, path_of(path))
 
 
-def load_hdf5(net: Net, path: PathLike) -> None:
+def load_hdf5(net: Net, path: AnyPath) -> None:
     """Load the weights of an HDF5 caffemodel of any name. Raises :class:`ModelFileError` or :class:`NetError`."""
-    load_weights(net, read_hdf5_weights(path), warn=mode.warn)
+    load_weights(net, read_hdf5_weights(path_of(path)), warn=mode.warn)
 
 
-def save_hdf5(net: Net, path: PathLike, *, write_diff: bool) -> None:
+def save_hdf5(net: Net, path: AnyPath, *, write_diff: bool) -> None:
     """Write the weights, and their diffs if asked, as Caffe's ToHDF5 does: groups data/LAYER and diff/LAYER with numbered blobs."""
     diffs = [[_gradient(blob) for blob in layer.blobs] for layer in net.layers] if write_diff else None
-    write_weights_hdf5(path, net, diffs=diffs)
+    write_weights_hdf5(path_of(path), net, diffs=diffs)
 
 
 def share(net: Net, source: Net) -> None:

@@ -131,7 +131,7 @@ def array_to_datum(arr: NDArray[Any], label: int | None = None) -> Datum:
         DataError: The array has another number of axes; also a ValueError.
     """
     with raised_also_as(ValueError):
-        return datums.array_to_datum(arr, label)
+        return datums.array_to_datum(arr, int(label) if isinstance(label, (bool, np.bool_)) else label)
 
 
 def datum_to_array(datum: Datum) -> NDArray[Any]:

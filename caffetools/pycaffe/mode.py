@@ -59,6 +59,7 @@ def device() -> torch.device:
 
 def set_random_seed(seed: int) -> None:
     """Seed fillers, dropout and data augmentation. The generators are not Caffe's, so the numbers drawn differ from Caffe's."""
+    seed = int(seed)
     torch.manual_seed(seed)
     random.seed(seed)
     for stream in list(solver_streams):

@@ -21,8 +21,8 @@ from caffetools.net.weights import load_weights
 from caffetools.proto.schema import TEST
 from caffetools.pycaffe import batches, files, mode
 from caffetools.pycaffe.errors import also, expect_names, raised_also_as
+from caffetools.pycaffe.files import AnyPath, path_of
 
-PathLike = str | os.PathLike[str]
 Callback = Callable[[int], None]
 
 
@@ -63,19 +63,19 @@ class Net:
 
     def __init__(
         self,
-        network_file: PathLike,
-        phase: int | PathLike = TEST,
+        network_file: AnyPath,
+        phase: int | AnyPath = TEST,
         level: int = 0,
         stages: Iterable[str] | None = None,
-        weights: PathLike | None = None,
+        weights: AnyPath | None = None,
     ):
-        if isinstance(phase, (str, os.PathLike)):
+        if isinstance(phase, (str, bytes, os.PathLike)):
             # Net(network_file, weights_file, phase): the phase is the third argument.
             network_file, weights, phase, level = network_file, phase, level, 0
         with raised_also_as(RuntimeError):
-            net = TorchNet.from_file(network_file, int(phase), level=level, stages=list(stages or ()), fill=True)
+            net = TorchNet.from_file(path_of(network_file), int(phase), level=level, stages=list(stages or ()), fill=True)
             if weights is not None:
-                load_weights(net, weights, warn=mode.warn)
+                load_weights(net, path_of(weights), warn=mode.warn)
         self._attach(net, Stepwise(net))
 
     @classmethod
@@ -191,7 +191,7 @@ class Net:
         Raises:
             NetError: A layer (then also a ValueError) or a blob (also a KeyError) is unknown, or shapes do not fit.
         """
-        names = list(blobs or ())
+        names = _names(blobs)
         first, last = self._index(start, 0), self._index(end, len(self.layers) - 1)
         wanted = self.outputs if end is None else self._net.layers[last].tops
         self._check_blobs(names)
@@ -221,7 +221,7 @@ class Net:
         Raises:
             NetError: As :meth:`forward`.
         """
-        names = list(diffs or ())
+        names = _names(diffs)
         first, last = self._index(start, len(self.layers) - 1), self._index(end, 0)
         wanted = self.inputs if end is None else self._net.layers[last].bottoms
         self._check_blobs(names)
@@ -309,6 +309,8 @@ class Net:
             raise also(NetError(f"set_input_arrays needs a MemoryData layer as the first of the net, not {kind}"), RuntimeError)
         if labels.ndim == 1:
             labels = np.ascontiguousarray(labels[:, None, None, None])
+        if labels.ndim == 4 and labels.shape[1:] != (1, 1, 1):
+            raise also(NetError(f"labels array must be M x 1 x 1 x 1, not {format_shape(labels.shape)}", layer=first.name), RuntimeError)
         for array, what in ((data, "data"), (labels, "labels")):
             if fault := _fault_of_array(array):
                 hint = f"np.ascontiguousarray({what}, np.float32) has that type and order"
@@ -317,7 +319,7 @@ class Net:
 
     # ---- weights ----
 
-    def copy_from(self, weights: PathLike) -> None:
+    def copy_from(self, weights: AnyPath) -> None:
         """Load the weights of layers by name. Raises :class:`ModelFileError`, or :class:`NetError` where a shape differs.
 
         Args:
@@ -326,14 +328,14 @@ class Net:
         self._prepare()
         self._run.settle()
         with raised_also_as(RuntimeError):
-            load_weights(self._net, weights, warn=mode.warn)
+            load_weights(self._net, path_of(weights), warn=mode.warn)
 
-    def save(self, path: PathLike) -> None:
+    def save(self, path: AnyPath) -> None:
         """Write a .caffemodel. Raises :class:`RunFailed` where that is not possible."""
         self._prepare()
         files.save(self._net, path)
 
-    def load_hdf5(self, path: PathLike) -> None:
+    def load_hdf5(self, path: AnyPath) -> None:
         """Load the weights of a .caffemodel.h5.
 
         Raises:
@@ -345,7 +347,7 @@ class Net:
         with raised_also_as(RuntimeError):
             files.load_hdf5(self._net, path)
 
-    def save_hdf5(self, path: PathLike, write_diff: bool = False) -> None:
+    def save_hdf5(self, path: AnyPath, write_diff: bool = False) -> None:
         """Write a .caffemodel.h5.
 
         Args:
@@ -406,14 +408,14 @@ class Net:
         if name is None:
             return default
         if name not in self._layer_names:
-            message = f"the net '{self.name}' has no layer '{name}'{did_you_mean(name, self._layer_names)}"
+            message = f"the net '{self.name}' has no layer '{name}'{did_you_mean(str(name), self._layer_names)}"
             raise also(NetError(message), ValueError)
         return self._layer_names.index(name)
 
     def _check_blobs(self, names: Iterable[str]) -> None:
         for name in names:
             if name not in self.blobs:
-                raise also(NetError(f"the net '{self.name}' has no blob '{name}'{did_you_mean(name, self.blobs)}"), KeyError)
+                raise also(NetError(f"the net '{self.name}' has no blob '{name}'{did_you_mean(str(name), self.blobs)}"), KeyError)
 
     def _fill(self, name: str, into: Array, values: ArrayLike) -> None:
         values = np.asarray(values)
@@ -426,6 +428,12 @@ class Net:
         except ValueError:
             error = NetError(f"blob '{name}' is {format_shape(into.shape)}, but is given {format_shape(values.shape)}")
             raise also(error, ValueError) from None
+
+
+def _names(given: Iterable[str] | None) -> list[str]:
+    if isinstance(given, str):
+        raise also(NetError(f"give the names of blobs as a list: ['{given}'], not '{given}'"), TypeError)
+    return list(given or ())
 
 
 def _fault_of_array(array: NDArray[Any]) -> str:

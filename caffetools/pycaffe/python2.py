@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import functools
 import importlib
 import importlib.machinery
@@ -19,15 +20,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from caffetools.errors import CaffeToolsError
-from caffetools.pycaffe import python2_modules, python2_order
+from caffetools.pycaffe import python2_files, python2_lists, python2_modules, python2_order
 
 _PACKAGE = Path(__file__).parent.parent
 # The fixers of 2to3 that scripts need; those that only change the style are left out.
 _FIXERS = (
-    *("apply", "basestring", "dict", "except", "exec", "execfile", "filter", "funcattrs", "getcwdu", "has_key", "import", "imports"),
-    *("imports2", "input", "intern", "itertools", "itertools_imports", "long", "map", "metaclass", "methodattrs", "ne", "next", "nonzero"),
-    *("numliterals", "paren", "print", "raise", "raw_input", "reduce", "reload", "renames", "repr", "standarderror", "sys_exc", "throw"),
-    *("tuple_params", "types", "unicode", "urllib", "xrange", "xreadlines", "zip"),
+    *("apply", "basestring", "dict", "except", "exec", "execfile", "funcattrs", "getcwdu", "has_key", "import", "imports", "imports2"),
+    *("input", "intern", "long", "metaclass", "methodattrs", "ne", "next", "nonzero", "numliterals", "operator", "paren", "print"),
+    *("raise", "raw_input", "reduce", "reload", "renames", "repr", "standarderror", "sys_exc", "throw", "tuple_params", "types", "unicode"),
+    *("urllib", "xrange", "xreadlines"),
 )
 _OLD_NAMES = ("xrange", "raw_input", "unicode", "long", "basestring", "reload", "execfile", "cmp", "reduce", "file", "unichr")
 _OLD_MODULES = ("cPickle", "ConfigParser", "StringIO", "cStringIO", "urllib2", "Queue", "commands", "httplib", "Tkinter", "__builtin__")
@@ -36,7 +37,8 @@ _OLD_SYNTAX = re.compile(
     r"""^\s*print\s+[^(=\s]|^\s*print\s*>>|^\s*except\s+[\w.,() ]+,\s*\w+\s*:|^\s*raise\s+[\w.]+\s*,|<>|\bur?'|\b0[0-7]+\b|^\s*exec\s+[\w'"]|\d[lL]\b|`""",
     re.VERBOSE,
 )
-_DIVIDE, _COMPARE, _KEY = "__divide_as_python2__", "__compare_as_python2__", "__key_of_comparison__"
+_DIVIDE, _DIVIDE_INTO = "__divide_as_python2__", "__divide_into_as_python2__"
+_COMPARE, _KEY = "__compare_as_python2__", "__key_of_comparison__"
 _ORDER, _SORT, _SORTED, _EXTREME, _METHODS = (
     *("__order_as_python2__", "__sort_as_python2__", "__sorted_as_python2__", "__extreme_as_python2__", "__methods_of_python2__"),
 )
@@ -54,14 +56,22 @@ _HELPERS = {
     "__recode_as_python2__": python2_modules.recode,
     "__print_as_python2__": python2_modules.print_text,
     "__round_as_python2__": python2_modules.round_half_away,
-    "__map_as_python2__": python2_modules.map_none,
+    "__map_as_python2__": python2_lists.map_list,
+    "__filter_as_python2__": python2_lists.filter_list,
+    "__zip_as_python2__": python2_lists.zip_list,
+    "__slices_of_python2__": python2_lists.with_slices,
+    "__str_as_python2__": python2_modules.str_of,
+    "__delete_as_python2__": python2_modules.translate,
     "__format_as_python2__": python2_modules.format_text,
     "__bytes_as_python2__": python2_modules.to_bytes,
     "__message_as_python2__": python2_modules.message_of,
-    "__open_as_python2__": python2_modules.open_file,
+    "__open_as_python2__": python2_files.open_file,
     "__octal_as_python2__": python2_modules.octal,
 }
-_RECODE, _PRINT, _ROUND, _MAP, _FORMAT, _TO_BYTES, _MESSAGE, _OPEN, _OCTAL = _HELPERS
+_RECODE, _PRINT, _ROUND, _MAP, _FILTER, _ZIP, _SLICES, _STR, _TRANSLATE, _FORMAT, _TO_BYTES, _MESSAGE, _OPEN, _OCTAL = _HELPERS
+_EXCEPTION = ("exc_type", "exc_value", "exc_traceback")
+# What 2to3 renames where it is called only.
+_RENAMED = {"cmp": _COMPARE, "raw_input": "input", "xrange": "range", "unichr": "chr"}
 # Names of the module types that 2to3 takes for bytes.
 _STRING_TYPES = re.compile(r"\btypes\.StringTypes?\b")
 
@@ -70,7 +80,7 @@ class _Leaf(Protocol):
     """A token of 2to3's trees; ``lineno`` is 0 where a fixer has made it, ``prefix`` the space and comments before it."""
 
     prefix: str
-    value: str
+    value: object
     lineno: int
 
 
@@ -137,10 +147,12 @@ def convert(source: str, name: str) -> ast.Module:
         tree = ast.parse(converted, name)
     except SyntaxError as error:
         raise CaffeToolsError(f"cannot be converted from Python 2: {error.msg}", path=name, line=error.lineno or 0) from None
-    if not any(isinstance(node, ast.ImportFrom) and node.module == "__future__" and _divides(node) for node in tree.body):
+    future = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__" for alias in node.names}
+    if "division" not in future:
         _Division().visit(tree)
     _Comparison(tree).visit(tree)
-    _Strings().visit(tree)
+    _Strings(commas="print_function" not in future).visit(tree)
+    python2_lists.Leaks(tree).visit(tree)
     ast.fix_missing_locations(tree)
     if lines:
         _place(tree, lines, text.split("\n"))
@@ -162,18 +174,27 @@ def install_importer() -> None:
     """Convert modules of the user's that are imported from now on; ``sys.meta_path`` gets a finder for them."""
     import builtins
 
-    helpers: dict[str, object] = {_DIVIDE: divide, **_ORDERING, **_HELPERS}
+    helpers: dict[str, object] = {_DIVIDE: divide, _DIVIDE_INTO: divide_into, **_ORDERING, **_HELPERS}
     for name, helper in helpers.items():
         setattr(builtins, name, helper)
     python2_modules.install()
     sys.meta_path.insert(0, _Finder())
 
 
-def divide(a: Any, b: Any) -> Any:
+def divide(a: float, b: float) -> Any:
     """Divide as ``/`` of Python 2: integers, and arrays of integers, round down."""
     if _is_integer(a) and _is_integer(b):
         return a // b
     return a / b
+
+
+def divide_into(a: float, b: float) -> Any:
+    """Return what ``a`` is after ``a /= b`` of Python 2; an array is changed in place."""
+    if _is_integer(a) and _is_integer(b):
+        a //= b
+    else:
+        a /= b
+    return a
 
 
 def _is_integer(value: object) -> bool:
@@ -189,11 +210,12 @@ class _Division(ast.NodeTransformer):
 
     def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
         self.generic_visit(node)
-        # The value of an array is changed in place: only a plain name may be an integer that is assigned again.
-        if not isinstance(node.op, ast.Div) or not isinstance(node.target, ast.Name):
+        # The target is computed twice below: it may not call anything.
+        if not isinstance(node.op, ast.Div) or any(isinstance(part, ast.Call) for part in ast.walk(node.target)):
             return node
-        load = ast.copy_location(ast.Name(node.target.id, ast.Load()), node)
-        return ast.copy_location(ast.Assign([node.target], _call(load, node.value)), node)
+        load = copy.deepcopy(node.target)
+        load.ctx = ast.Load()
+        return ast.copy_location(ast.Assign([node.target], ast.Call(ast.Name(_DIVIDE_INTO, ast.Load()), [load, node.value], [])), node)
 
 
 class _Comparison(ast.NodeTransformer):
@@ -213,14 +235,15 @@ class _Comparison(ast.NodeTransformer):
         self._functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef)} | {_COMPARE}
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
-        # 2to3 renames the last three where they are called only.
-        new = {"cmp": _COMPARE, "raw_input": "input", "xrange": "range", "unichr": "chr"}.get(node.id)
+        new = {**_RENAMED, "map": _MAP, "filter": _FILTER, "zip": _ZIP, "file": _OPEN}.get(node.id)
         return ast.copy_location(ast.Name(new, ast.Load()), node) if new and node.id not in self._own else node
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         self.generic_visit(node)
         if any(isinstance(part, ast.FunctionDef) and re.fullmatch("__(cmp|r?div|idiv)__", part.name) for part in node.body):
             node.decorator_list.append(ast.copy_location(ast.Name(_METHODS, ast.Load()), node))
+        if any(isinstance(part, ast.FunctionDef) and part.name in python2_lists.SLICE_METHODS for part in node.body):
+            node.decorator_list.append(ast.copy_location(ast.Name(_SLICES, ast.Load()), node))
         return node
 
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
@@ -265,9 +288,15 @@ class _Comparison(ast.NodeTransformer):
 class _Strings(ast.NodeTransformer):
     """Imports the modules of :mod:`python2_modules`, and calls its functions for what differs in Python 2.
 
-    That is what depends on bytes being strings (``print``, ``"%s" % x``, ``x.encode("hex")``), ``round``, ``map(None, x)`` and the
-    method ``tostring`` of arrays.
+    That is what depends on bytes being strings (``print``, ``"%s" % x``, ``x.encode("hex")``), ``round``, ``str`` of floats, and methods
+    that are gone or renamed: ``tostring`` of arrays, ``translate`` with characters to delete, ``list.__getslice__``.
+
+    Args:
+        commas: ``print`` is a statement, so that 2to3 has written ``end=" "`` for a comma at its end.
     """
+
+    def __init__(self, *, commas: bool):
+        self._commas = commas
 
     def visit_Import(self, node: ast.Import) -> ast.AST:
         for alias in node.names:
@@ -288,6 +317,9 @@ class _Strings(ast.NodeTransformer):
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         self.generic_visit(node)
+        if isinstance(node.value, ast.Name) and node.value.id == "sys" and node.attr in _EXCEPTION:
+            info = ast.Call(ast.Attribute(node.value, "exc_info", ast.Load()), [], [])
+            return ast.copy_location(ast.Subscript(info, ast.Constant(_EXCEPTION.index(node.attr)), ast.Load()), node)
         if node.attr != "message" or not isinstance(node.ctx, ast.Load):
             return node
         return ast.copy_location(ast.Call(ast.Name(_MESSAGE, ast.Load()), [node.value], []), node)
@@ -296,14 +328,23 @@ class _Strings(ast.NodeTransformer):
         self.generic_visit(node)
         if isinstance(node.func, ast.Name):
             changed = {"print": _PRINT, "round": _ROUND, "open": _OPEN, "oct": _OCTAL}
-            if node.func.id in changed:
-                node.func.id = changed[node.func.id]
-            elif node.func.id == "map" and node.args and isinstance(node.args[0], ast.Constant) and node.args[0].value is None:
-                node.func.id = _MAP
+            if node.args:
+                changed["str"] = _STR
+            if node.func.id == "print" and self._commas:
+                ends = [word for word in node.keywords if word.arg == "end"]
+                node.keywords = [word for word in node.keywords if word.arg != "end"]
+                node.keywords += [ast.keyword("comma", ast.Constant(True)) for _ in ends]
+            node.func.id = changed.get(node.func.id, node.func.id)
             return node
         if not isinstance(node.func, ast.Attribute):
             return node
         method, codec = node.func.attr, node.args[0] if node.args else None
+        if method == "translate" and len(node.args) == 2:
+            return ast.copy_location(ast.Call(ast.Name(_TRANSLATE, ast.Load()), [node.func.value, *node.args], []), node)
+        if method in python2_lists.SLICE_METHODS and len(node.args) > 2:
+            node.func.attr = python2_lists.SLICE_METHODS[method]
+            node.args[1:3] = [ast.Call(ast.Name("slice", ast.Load()), node.args[1:3], [])]
+            return node
         if method == "tostring" and codec is None and not node.keywords:
             return ast.copy_location(ast.Call(ast.Name(_TO_BYTES, ast.Load()), [node.func.value], []), node)
         if method not in ("encode", "decode") or not isinstance(codec, ast.Constant) or not isinstance(codec.value, str):
@@ -314,10 +355,6 @@ class _Strings(ast.NodeTransformer):
 
 def _call(left: ast.expr, right: ast.expr) -> ast.Call:
     return ast.Call(ast.Name(_DIVIDE, ast.Load()), [left, right], [])
-
-
-def _divides(node: ast.ImportFrom) -> bool:
-    return any(alias.name == "division" for alias in node.names)
 
 
 @cache
@@ -353,11 +390,13 @@ def _origins(tree: _Tree) -> list[int]:
     origins: list[int] = []
     last, pending = 1, 0
     for leaf in tree.leaves():
+        # The fixer of sys.exc_type makes one of an int.
+        value = str(leaf.value)
         pending += leaf.prefix.count("\n")
-        if leaf.lineno and leaf.value.strip():
+        if leaf.lineno and value.strip():
             last = max(last, leaf.lineno)
             origins += [last] * (pending + 1 - len(origins))
-        pending += leaf.value.count("\n")
+        pending += value.count("\n")
     return [*origins, *([last] * (pending + 1 - len(origins)))]
 
 

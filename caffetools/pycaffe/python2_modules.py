@@ -1,30 +1,37 @@
 """Modules of Python 2 as converted scripts see them: text and bytes are one type there, so files need no mode for it.
 
 ``pickle`` reads and writes through files that were opened as text, and pickles of Python 2; ``csv`` works on files opened in binary
-mode; ``string`` has its functions; ``subprocess`` gives text, and ``hashlib`` takes it; codecs between bytes ("hex", "base64") are methods of strings.
+mode; ``string`` has its functions; ``subprocess`` gives text, and ``hashlib`` takes it; codecs between bytes ("hex", "base64") are methods of
+strings; ``math.floor`` gives a float, and modules that are gone (``md5``, ``sets``) are there.
 """
 
 from __future__ import annotations
 
 import builtins
 import codecs
+import collections
 import csv
+import errno
 import hashlib
 import importlib
 import io
+import itertools
 import math
 import os
 import string
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from decimal import ROUND_HALF_UP, Decimal
-from itertools import zip_longest
 from types import ModuleType
 from typing import IO, Any, SupportsRound, cast
 
-from typing_extensions import Buffer
+from caffetools.pycaffe import python2_files
 
 _PREFIX = "__python2__"
+# Files to which the last print statement ended with a comma, by id.
+_AFTER_COMMA: set[int] = set()
 # Codecs from bytes to bytes; strings of Python 3 have no methods for them.
 _BINARY = {"hex": "hex", "base64": "base64", "zlib": "zlib", "zip": "zlib", "bz2": "bz2", "uu": "uu", "quopri": "quopri"}
 
@@ -37,13 +44,22 @@ def install() -> None:
         module.__dict__.update({key: value for key, value in vars(real).items() if not key.startswith("__")})
         module.__dict__.update(changed(real))
         sys.modules[module.__name__] = module
-    # Text is Unicode in any case.
+    for name, (source, made) in _REMOVED.items():
+        module = ModuleType(f"{_PREFIX}{name}")
+        module.__dict__.update(made(importlib.import_module(source)))
+        sys.modules[module.__name__] = module
+    # Text is Unicode in any case, and an exception lasts no longer than its handler.
     vars(sys).setdefault("setdefaultencoding", lambda name: None)
+    vars(sys).setdefault("exc_clear", lambda: None)
+    vars(os.path).setdefault("walk", _walk)
+    vars(os).setdefault("errno", errno)
+    if not hasattr(threading.Thread, "isAlive"):
+        setattr(threading.Thread, "isAlive", threading.Thread.is_alive)  # noqa: B010
 
 
 def name_of(module: str) -> str | None:
     """Return the name under which a converted script imports ``module``; None for modules that are the same in both versions."""
-    return f"{_PREFIX}{module}" if module in _CHANGED else None
+    return f"{_PREFIX}{module}" if module in _CHANGED or module in _REMOVED else None
 
 
 def recode(value: object, method: str, codec: str, *arguments: object) -> Any:
@@ -73,16 +89,39 @@ def recode(value: object, method: str, codec: str, *arguments: object) -> Any:
     return getattr(value, method)(codec, *arguments)
 
 
-def print_text(*values: object, sep: str | None = " ", end: str | None = "\n", file: IO[str] | None = None, flush: bool = False) -> None:
-    """Print as Python 2: bytes are text there."""
-    builtins.print(*map(_text, values), sep=sep, end=end, file=file, flush=flush)
+def print_text(
+    *values: object, sep: str | None = " ", end: str | None = "\n", file: IO[str] | None = None, flush: bool = False, comma: bool = False
+) -> None:
+    """Print as Python 2: bytes are text there, and floats have 12 digits. ``comma``: the statement ends with one.
+
+    Such a comma gives a space before what the next statement prints to the same file, but none behind a line's end.
+    """
+    stream = sys.stdout if file is None else file
+    text = (" " if sep is None else sep).join(str(_shown(value)) for value in values)
+    if id(stream) in _AFTER_COMMA and values:
+        text = f" {text}"
+    _AFTER_COMMA.discard(id(stream))
+    if comma and text and text[-1] not in "\n\t\r":
+        _AFTER_COMMA.add(id(stream))
+    builtins.print(text, end="" if comma else end, file=stream, flush=flush)
 
 
 def format_text(text: str, values: object) -> str:
-    """Return ``text % values``, where bytes are text."""
-    if isinstance(values, tuple):
-        return text % tuple(_text(value) for value in values)
-    return text % ({key: _text(value) for key, value in values.items()} if isinstance(values, dict) else _text(values))
+    """Return ``text % values``, where bytes are text, and ``%s`` gives a float 12 digits."""
+    if not isinstance(values, tuple):
+        return text % ({key: _Shown.of(value) for key, value in values.items()} if isinstance(values, dict) else _Shown.of(values))
+    return text % tuple(map(_Shown.of, values))
+
+
+class _Shown(float):
+    """A float whose text is that of Python 2."""
+
+    def __str__(self) -> str:
+        return str_of(float(self))
+
+    @staticmethod
+    def of(value: object) -> object:
+        return _Shown(value) if isinstance(value, float) else _text(value)
 
 
 def round_half_away(number: SupportsRound[Any], ndigits: int = 0) -> Any:
@@ -93,58 +132,26 @@ def round_half_away(number: SupportsRound[Any], ndigits: int = 0) -> Any:
     return float((Decimal(number) / step).quantize(Decimal(1), ROUND_HALF_UP) * step) if abs(number) < 1e15 else float(number)
 
 
-def map_none(_: None, *sequences: Iterable[object]) -> list[Any]:
-    """Return ``map(None, …)``: the items of one sequence, or tuples of those of several, filled up with None."""
-    return list(sequences[0]) if len(sequences) == 1 else list(zip_longest(*sequences))
+def str_of(value: object, *codec: str) -> str:
+    """Return ``str(value)``: a float with 12 digits, and bytes as text; or ``unicode(value, codec)``."""
+    if codec:
+        return value.decode(*codec) if isinstance(value, bytes) else str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        text = f"{float(value):.12g}"
+        return text if set(text) & set(".e") else f"{text}.0"
+    return str(_text(value))
+
+
+def translate(text: str, table: str | dict[int, int] | None, deleted: str) -> str:
+    """Return ``text.translate(table, deleted)``: without the characters ``deleted``, the others looked up in ``table``."""
+    kept = "".join(character for character in text if character not in deleted)
+    return kept if table is None else kept.translate(table)
 
 
 def octal(number: int) -> str:
     """Return ``oct(number)``: ``010`` for 8."""
     digits = f"{abs(number):o}"
     return ("-" if number < 0 else "") + (digits if digits == "0" else f"0{digits}")
-
-
-def open_file(file: str | os.PathLike[str] | int, mode: str = "r", buffering: int = -1) -> Any:
-    """Return ``open(file, mode, buffering)``, a file that takes text and bytes in either mode."""
-    # Python 2 takes 0 and 1 for text files, too.
-    opened: Any = builtins.open(file, mode, buffering if "b" in mode or buffering > 1 else -1)  # noqa: PTH123, SIM115
-    if isinstance(opened, io.TextIOWrapper):
-        encoding, errors = opened.encoding, opened.errors
-        text = _TextFile(opened.detach(), encoding, errors)
-        text.mode = mode
-        return text
-    kinds: dict[type, Any] = {io.BufferedWriter: _Writer, io.BufferedRandom: _Random}
-    return kinds[type(opened)](opened.detach()) if type(opened) in kinds else opened
-
-
-class _TextFile(io.TextIOWrapper):
-    mode = "r"
-
-    def write(self, data: str | bytes) -> int:
-        if isinstance(data, str):
-            return super().write(data)
-        self.flush()
-        return len(data) if self.buffer.write(data) else 0
-
-
-class _Writer(io.BufferedWriter):
-    def write(self, data: Buffer | str) -> int:
-        return super().write(_to_binary(data))
-
-
-class _Random(io.BufferedRandom):
-    def write(self, data: Buffer | str) -> int:
-        return super().write(_to_binary(data))
-
-
-def _to_binary(data: Buffer | str) -> Buffer:
-    """Return text as bytes: one a character, as the str of Python 2 holds them, or UTF-8 where there are others."""
-    if not isinstance(data, str):
-        return data
-    try:
-        return data.encode("latin-1")
-    except UnicodeEncodeError:
-        return data.encode()
 
 
 def message_of(value: object) -> Any:
@@ -156,19 +163,16 @@ def message_of(value: object) -> Any:
 
 def to_bytes(value: object) -> Any:
     """Return ``value.tostring()``; the bytes of an array, whose method NumPy has renamed."""
-    return getattr(value, "tobytes" if hasattr(value, "tobytes") else "tostring")()
+    data = getattr(value, "tobytes" if hasattr(value, "tobytes") else "tostring")()
+    return python2_files.Bytes(data) if isinstance(data, bytes) else data
 
 
 def _text(value: object) -> object:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def _binary(stream: object) -> object:
-    """Return the binary file below a text file; other objects as they are."""
-    if isinstance(stream, io.TextIOWrapper):
-        stream.flush()
-        return stream.buffer
-    return stream
+def _shown(value: object) -> object:
+    return str_of(value) if isinstance(value, float) else _text(value)
 
 
 def _through_text_files(real: ModuleType) -> dict[str, Any]:
@@ -176,13 +180,13 @@ def _through_text_files(real: ModuleType) -> dict[str, Any]:
 
     # The bytes of Python 2's strings are NumPy's data too: Latin-1 keeps them.
     def load(stream: object) -> object:
-        return real.load(_binary(stream), encoding="latin1")
+        return real.load(python2_files.binary(stream), encoding="latin1")
 
     def loads(data: str | bytes) -> object:
         return real.loads(data.encode("latin-1") if isinstance(data, str) else data, encoding="latin1")
 
     def dump(value: object, stream: object, protocol: int | None = None) -> None:
-        real.dump(value, _binary(stream), protocol)
+        real.dump(value, python2_files.binary(stream), protocol)
 
     return {"load": load, "loads": loads, "dump": dump}
 
@@ -192,11 +196,46 @@ def _texts_of_commands(real: ModuleType) -> dict[str, Any]:
 
     class Popen(real.Popen):  # type: ignore[name-defined,misc]
         def communicate(self, input: str | bytes | None = None) -> tuple[object, object]:
-            given = input if input is None or self.text_mode else _to_binary(input)
+            given = input if input is None or self.text_mode else python2_files.to_binary(input)
             out, err = super().communicate(given)
             return _text(out), _text(err)
 
-    return {"Popen": Popen, "check_output": lambda *args, **options: _text(real.check_output(*args, **options))}
+    output = lambda *args, **options: _text(real.check_output(*args, **options))  # noqa: E731
+    return {"Popen": Popen, "check_output": output, "getstatusoutput": _status_of_command}
+
+
+class _Whole(float):
+    """What ``math.floor`` and ``math.ceil`` give: a float, which ``range`` takes as it takes integers."""
+
+    def __index__(self) -> int:
+        return int(self)
+
+    def __str__(self) -> str:
+        return str_of(float(self))
+
+
+class _UserDict(collections.UserDict[Any, Any]):
+    def has_key(self, key: object) -> bool:
+        return key in self
+
+
+def _hash_module(real: ModuleType, name: str, alias: str = "") -> dict[str, Any]:
+    made = _hashes_of_text(real)[name]
+    return {"new": made, alias or name: made}
+
+
+def _status_of_command(command: str) -> tuple[int, str]:
+    """Return ``commands.getstatusoutput(command)``: the status as ``wait`` gives it, and the output."""
+    status, output = subprocess.getstatusoutput(command)  # noqa: S605
+    return (status << 8 if status >= 0 else -status), output
+
+
+def _walk(top: str, visit: Callable[[Any, str, list[str]], object], arg: object) -> None:
+    """Call ``visit(arg, folder, names)`` for a folder and all below it, as ``os.path.walk``."""
+    for folder, folders, files in os.walk(top):
+        names = folders + files
+        visit(arg, folder, names)
+        folders[:] = [name for name in folders if name in names]
 
 
 def _hashes_of_text(real: ModuleType) -> dict[str, Any]:
@@ -208,7 +247,7 @@ def _hashes_of_text(real: ModuleType) -> dict[str, Any]:
             self.update(data)
 
         def update(self, data: str | bytes) -> None:
-            self._made.update(_to_binary(data))
+            self._made.update(python2_files.to_binary(data))
 
         def __getattr__(self, name: str) -> object:
             return getattr(self._made, name)
@@ -254,10 +293,26 @@ _CSV: dict[str, Any] = {
 }
 _STRING: dict[str, Any] = {
     **{name: (lambda text, *rest, _name=name: getattr(text, _name)(*rest)) for name in _METHODS},
+    "zfill": lambda text, width: str(text).zfill(width),
     **{"join": _join, "joinfields": _join, "atoi": int, "atol": int, "atof": float, "maketrans": str.maketrans},
     **{"letters": string.ascii_letters, "lowercase": string.ascii_lowercase, "uppercase": string.ascii_uppercase},
 }
+_ITERTOOLS: dict[str, Any] = {
+    "izip": zip,
+    "imap": map,
+    "ifilter": filter,
+    "ifilterfalse": itertools.filterfalse,
+    "izip_longest": itertools.zip_longest,
+}
 _CHANGED: dict[str, Callable[[ModuleType], dict[str, Any]]] = {
     **{"pickle": _through_text_files, "csv": lambda _: _CSV, "string": lambda _: _STRING},
-    **{"subprocess": _texts_of_commands, "hashlib": _hashes_of_text},
+    **{"subprocess": _texts_of_commands, "hashlib": _hashes_of_text, "itertools": lambda _: _ITERTOOLS},
+    "math": lambda real: {name: (lambda x, _name=name: _Whole(getattr(real, _name)(x))) for name in ("floor", "ceil")},
+}
+# Modules that are gone, and the one that each is made of.
+_REMOVED: dict[str, tuple[str, Callable[[ModuleType], dict[str, Any]]]] = {
+    "md5": ("hashlib", lambda real: _hash_module(real, "md5")),
+    "sha": ("hashlib", lambda real: _hash_module(real, "sha1", "sha")),
+    "sets": ("builtins", lambda real: {"Set": set, "ImmutableSet": frozenset, "BaseSet": (set, frozenset)}),
+    "UserDict": ("collections", lambda real: {"UserDict": _UserDict, "IterableUserDict": _UserDict}),
 }

@@ -20,7 +20,7 @@ def resize_image(im: NDArray[Any], new_dims: Sequence[int] | NDArray[Any], inter
     Args:
         im: The picture (H, W, C). One or three channels are sampled at pixel centres, with the picture's minimum outside of it;
             another number of channels with the corners of both pictures aligned (SciPy's zoom).
-        new_dims: (height, width).
+        new_dims: (height, width); the number of channels may follow.
         interp_order: 1 is linear, 0 takes the nearest pixel.
 
     Returns:
@@ -33,7 +33,9 @@ def resize_image(im: NDArray[Any], new_dims: Sequence[int] | NDArray[Any], inter
         raise DataError(f"resize_image: interp_order {interp_order} is not supported; 0 (nearest) and 1 (linear) are")
     if im.ndim != 3:
         raise DataError(f"resize_image needs a picture of height x width x channels, not of {im.ndim} axes")
-    height, width = (int(n) for n in new_dims)
+    height, width, *channels = (int(n) for n in new_dims)
+    if channels not in ([], [im.shape[-1]]):
+        raise DataError(f"resize_image keeps the number of channels, {im.shape[-1]}; new_dims is (height, width), not {tuple(new_dims)}")
     picture = im.astype(np.float64)
     low, high = float(picture.min()), float(picture.max())
     if im.shape[-1] not in (1, 3):

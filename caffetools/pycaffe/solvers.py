@@ -19,14 +19,12 @@ from caffetools.proto.schema import SolverParameter
 from caffetools.proto.text import read_solver
 from caffetools.proto.upgrades.v1 import upgrade_solver
 from caffetools.pycaffe import mode
-from caffetools.pycaffe.files import share
+from caffetools.pycaffe.files import AnyPath, path_of, share
 from caffetools.pycaffe.net import Net, NetVec
 from caffetools.solver import solver as engine
 from caffetools.solver.callbacks import Callback
 from caffetools.solver.control import RunControl, Snapshot, TestResult
 from caffetools.solver.debug import UpdateDiffs, log_values
-
-PathLike = str | os.PathLike[str]
 
 
 class Solver:
@@ -49,7 +47,8 @@ class Solver:
     test_nets: NetVec
     _TYPE: str | None = None
 
-    def __init__(self, solver_file: PathLike):
+    def __init__(self, solver_file: AnyPath):
+        solver_file = path_of(solver_file)
         param = upgrade_solver(read_solver(solver_file))
         if self._TYPE is not None:
             param.type = self._TYPE
@@ -82,7 +81,7 @@ class Solver:
         self.net._prepare()
         self._core.step(iters)
 
-    def solve(self, resume_file: PathLike | None = None) -> None:
+    def solve(self, resume_file: AnyPath | None = None) -> None:
         """Train up to max_iter, from ``resume_file`` (a .solverstate) if given."""
         if resume_file:
             self.restore(resume_file)
@@ -99,9 +98,9 @@ class Solver:
         self.net._prepare()
         return self._core.checkpoint()
 
-    def restore(self, state_file: PathLike) -> None:
+    def restore(self, state_file: AnyPath) -> None:
         """Resume from a .solverstate."""
-        self._core.restore(state_file)
+        self._core.restore(path_of(state_file))
 
     def add_callback(self, on_start: Callable[[], Any], on_gradients_ready: Callable[[], Any] | None = None) -> None:
         """Call ``on_start()`` before each iteration, and ``on_gradients_ready()`` before each update."""
@@ -157,12 +156,13 @@ class AdamSolver(SGDSolver):
 _CLASSES = {cls._TYPE: cls for cls in (SGDSolver, NesterovSolver, AdaGradSolver, RMSPropSolver, AdaDeltaSolver, AdamSolver)}
 
 
-def get_solver(solver_file: PathLike) -> Solver:
+def get_solver(solver_file: AnyPath) -> Solver:
     """Return the solver of the type that the file names. Raises :class:`CaffeToolsError` for an unknown one."""
-    kind = upgrade_solver(read_solver(solver_file)).type
+    path = path_of(solver_file)
+    kind = upgrade_solver(read_solver(path)).type
     if kind not in _CLASSES:
-        raise CaffeToolsError(f"{os.fspath(solver_file)}: unknown solver type '{kind}'; it is one of {', '.join(_CLASSES)}")
-    return _CLASSES[kind](solver_file)
+        raise CaffeToolsError(f"{os.fspath(path)}: unknown solver type '{kind}'; it is one of {', '.join(_CLASSES)}")
+    return _CLASSES[kind](path)
 
 
 class _Engine(engine.Solver):

@@ -50,9 +50,13 @@ CASES: list[tuple[str, type[Exception], Callable[[Net], object]]] = [
     ("a missing net", RuntimeError, lambda net: Net("none.prototxt", 1)),
     ("missing weights", RuntimeError, lambda net: net.copy_from("none.caffemodel")),
     ("a layer that is not there", ValueError, lambda net: net.forward(end="none")),
+    ("a layer that is no name", ValueError, lambda net: net.forward(end=0)),  # type: ignore[arg-type]
+    ("a blob that is no name", KeyError, lambda net: net.forward(blobs=[1])),  # type: ignore[list-item]
+    ("a name in place of a list", TypeError, lambda net: net.forward(blobs="data")),
     ("a blob that is not there", KeyError, lambda net: net.backward(diffs=["none"])),
     ("values of another shape", ValueError, lambda net: net.forward(data=np.zeros((1, 3)))),
     ("arrays for another layer", RuntimeError, lambda net: net.set_input_arrays(np.zeros((1, 1)), np.zeros(1))),
+    ("a picture with other channels", CaffeToolsError, lambda net: io.resize_image(np.zeros((4, 4, 3)), (2, 2, 1))),
     ("a crop of another scale", AssertionError, lambda net: crop_half()),
     ("tops that are not connected", RuntimeError, lambda net: coord_map.coord_map_from_to(spec().other, spec().data)),
     ("a blob without a shape", ValueError, lambda net: no_shape()),

@@ -174,3 +174,9 @@ def test_a_transformer_takes_the_inputs_as_they_are_and_settings_that_are_none()
     transformer.mean["other"] = None
     assert (transformer.preprocess("other", picture) == 1).all()
     assert (transformer.deprocess("other", picture) == 1).all()
+
+
+def test_a_label_may_be_a_bool_and_new_dims_may_name_the_channels() -> None:
+    assert io.array_to_datum(np.zeros((1, 2, 2)), True).label == 1
+    picture = np.arange(48.0).reshape(4, 4, 3)
+    np.testing.assert_array_equal(io.resize_image(picture, (2, 2, 3)), io.resize_image(picture, (2, 2)))

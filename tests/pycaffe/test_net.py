@@ -338,3 +338,50 @@ def test_forward_backward_all_runs_the_batches_of_the_longer_and_keeps_what_the_
     returned = items or diffs_given  # as many as the first array has, as in Caffe
     np.testing.assert_array_equal(outs["prob"], np.concatenate(rows)[:returned])
     np.testing.assert_array_equal(diffs["data"], np.concatenate(gradients)[:returned])
+
+
+def test_paths_may_be_bytes_as_in_caffe(tmp_path: Path) -> None:
+    from caffetools.pycaffe import get_solver
+
+    text = 'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 2 } } } layer { name: "ip" type: "InnerProduct" bottom: "x" top: "y" '
+    (tmp_path / "net.prototxt").write_text(text + "inner_product_param { num_output: 1 } }")
+    (tmp_path / "solver.prototxt").write_text(
+        f'net: "{tmp_path}/net.prototxt" base_lr: 1 lr_policy: "fixed" snapshot_prefix: "{tmp_path}/s"'
+    )
+    path = bytes(tmp_path)
+    net = Net(path + b"/net.prototxt", TEST)
+    net.save(path + b"/w.caffemodel")
+    net.save_hdf5(path + b"/w.h5")
+    for name in (b"/w.caffemodel", b"/w.h5"):
+        net.copy_from(path + name)
+    net.load_hdf5(path + b"/w.h5")
+    assert Net(path + b"/net.prototxt", path + b"/w.caffemodel", TEST).outputs == ["y"]
+    solver = get_solver(path + b"/solver.prototxt")
+    solver.snapshot()
+    solver.restore(path + b"/s_iter_0.solverstate")
+
+
+def test_labels_of_memory_data_have_one_value_an_item(write: Write) -> None:
+    net = Net(
+        write(
+            "net.prototxt",
+            'layer { name: "m" type: "MemoryData" top: "d" top: "l" memory_data_param { batch_size: 2 channels: 1 height: 1 width: 1 } }',
+        ),
+        TEST,
+    )
+    with pytest.raises(RuntimeError, match="labels array must be M x 1 x 1 x 1, not 2 x 2 x 1 x 1"):
+        net.set_input_arrays(np.zeros((4, 1, 1, 1), np.float32), np.zeros((2, 2, 1, 1), np.float32))
+
+
+def test_reshape_leaves_the_diff_of_a_loss(write: Write) -> None:
+    net = Net(
+        write(
+            "net.prototxt",
+            'input: "x" input_shape { dim: 2 dim: 3 } layer { name: "l" type: "EuclideanLoss" bottom: "x" bottom: "x" top: "l" }',
+        ),
+        TEST,
+    )
+    assert net.blobs["l"].diff == 1
+    net.blobs["l"].diff[...] = 0.5
+    net.reshape()
+    assert net.blobs["l"].diff == 0.5

@@ -312,3 +312,102 @@ def test_names_that_numpy_and_python_have_removed_are_there_while_a_script_runs(
     assert np.fromstring is before
     assert vars(np).get("bool") is bool_of_numpy
     assert "float" not in vars(np)
+
+
+# Each script prints what Python 2.7 prints.
+PYTHON_2_PRINTS = [
+    ("[x for x in range(5)]\nprint x\nprint [i * j for i in range(3) for j in range(i)], i, j\n", ["4", "[0, 0, 2] 2 1"]),
+    (
+        "def f(n):\n    [n for n in 'ab' if n < 'b']\n    return n\nprint f(5)\nprint [p() for p in [lambda: k for k in range(3)]]\n",
+        ["b", "[2, 2, 2]"],
+    ),
+    ("i = 7\nw = list(i for i in range(3))\nprint i, [i for i in []], i\n", ["7 [] 7"]),
+    (
+        "def f(y):\n    out = []\n    for i in range(3):\n        [i for i in y]\n        out.append(i)\n    return out\nprint f([8, 9])\n",
+        ["[9, 9, 9]"],
+    ),
+    (
+        "print map(lambda a, b: (a, b), [1, 2], [3]), filter(lambda c: c in 'ab', 'xaybz'), filter(None, (0, 1))\n",
+        ["[(1, 3), (2, None)] ab (1,)"],
+    ),
+    (
+        "import itertools\nprint zip([1], 'a')[0], itertools.izip([1], [2]).next(), list(itertools.imap(abs, [-1]))\n",
+        ["(1, 'a') (1, 2) [1]"],
+    ),
+    (
+        "import md5, sha\nfrom sets import Set\nprint md5.new('abc').hexdigest(), sha.new('a').hexdigest()[:8], sorted(Set('ab'))\n",
+        ["900150983cd24fb0d6963f7d28e17f72 86f7e437 ['a', 'b']"],
+    ),
+    ("import commands\nprint commands.getstatusoutput('echo a; false')\n", ["(256, 'a')"]),
+    (
+        "class V:\n    def __getslice__(self, i, j): return i, j\n    def __len__(self): return 9\nprint V()[1:3], V()[-2:-1]\n",
+        ["(1, 3) (7, 8)"],
+    ),
+    (
+        "class W(list):\n    def __getslice__(self, i, j): return W(list.__getslice__(self, i, j))\nprint type(W('abc')[:2]).__name__, W('ab')[1]\n",
+        ["W b"],
+    ),
+    (
+        "import numpy as np\na = np.ones(4); b = a[:2]; b /= 2; c = np.arange(4); d = c; d /= 2\nprint a, c\n",
+        ["[0.5 0.5 1.  1. ] [0 0 1 1]"],
+    ),
+    ("x = [7]; x[0] /= 2; d = {'k': 9}; d['k'] /= 2\nclass O: v = 7\no = O(); o.v /= 2; print x, d, o.v\n", ["[3] {'k': 4} 3"]),
+    ("print 1 / 3., str(0.1 + 0.2), '%s' % (2 / 3.), 1e16, 100.0, [0.1]\n", ["0.333333333333 0.3 0.666666666667 1e+16 100.0 [0.1]"]),
+    (
+        "import math\nprint math.floor(7 / 2.), math.ceil(7) / 2, range(math.ceil(2))\n".replace(
+            "range(math.ceil(2))", "list(xrange(int(math.ceil(2))))"
+        ),
+        ["3.0 3.5 [0, 1]"],
+    ),
+    (
+        "for line in open(__file__):\n    if line[:2] != 'pr': print 0, line,\nprint 'a', ; print 'b',\nprint\n",
+        ["0 for line in open(__file__):", "0     if line[:2] != 'pr': print 0, line,", "a b"],
+    ),
+    ("print 'abc'.translate(None, 'b'), unicode('a', 'utf-8'), file(__file__).readline()[:5]\n", ["ac a print"]),
+    ("import sys\ntry:\n    1 / 0\nexcept:\n    print sys.exc_type.__name__\n", ["ZeroDivisionError"]),
+]
+
+
+@pytest.mark.parametrize(("text", "lines"), PYTHON_2_PRINTS)
+def test_a_script_prints_what_python_2_prints(text: str, lines: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_script(write(tmp_path, "script.py", text), convert_python2=True)
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+BINARY_FILES = r"""
+import cPickle, json, struct
+with open('t.txt', 'wb') as f: f.write('a 1\nb 2\n')
+for line in open('t.txt', 'rb'):
+    name, value = line.strip().split(' ')
+    print name + '!', int(value)
+data = open('t.txt', 'rb').read()
+print data.split('\n')[0], data.startswith('a'), 'b' in data, data[:1] == 'a', {'a': 7}[data[:1]], 'x' + data[:1], len(data)
+print open('t.txt', 'rb').readlines(), [l for l in open('t.txt').xreadlines()][1].strip(), isinstance(data, str) or True
+with open('p', 'wb') as f: cPickle.dump([1, 'x'], f); cPickle.dump({'a': 2}, f, 2)
+with open('p', 'rb') as f: print cPickle.load(f), cPickle.load(f)
+with open('b', 'wb') as f: f.write(struct.pack('<If', 3, 0.5)); f.write('\xff\x00')
+with open('b', 'rb') as f: print struct.unpack('<If', f.read(8)), f.read() == '\xff\x00'
+json.dump([1], open('j', 'wb')); print json.load(open('j', 'rb'))
+from caffetools.pycaffe.proto import caffe_pb2
+d = caffe_pb2.Datum(); d.data = data; print caffe_pb2.Datum.FromString(open('t.txt', 'wb') and d.SerializeToString()).data == data
+import numpy as np
+np.save(open('n.npy', 'wb'), np.arange(3)); print np.load(open('n.npy', 'rb')), np.fromfile(open('n.npy', 'rb'), 'u1')[1:6].tostring() == 'NUMPY'
+"""
+
+
+def test_what_a_script_for_python_2_reads_from_binary_files_is_text_and_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_script(write(tmp_path, "script.py", BINARY_FILES), convert_python2=True)
+    assert capsys.readouterr().out.splitlines() == [
+        "a! 1",
+        "b! 2",
+        "a 1 True True True 7 xa 8",
+        "['a 1\\n', 'b 2\\n'] b 2 True",
+        "[1, 'x'] {'a': 2}",
+        "(3, 0.5) True",
+        "[1]",
+        "True",
+        "[0 1 2] True",
+    ]

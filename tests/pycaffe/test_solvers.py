@@ -260,3 +260,19 @@ def test_a_step_leaves_what_it_took_off_the_parameters_in_their_diffs(kind: str,
         for old, blob in zip(before[name], blobs, strict=True):
             np.testing.assert_allclose(blob.diff, old - blob.data, rtol=1e-3, atol=2e-7)
         assert np.abs(blobs[0].diff).sum() > 0
+            moved += float(np.abs(blob.diff).sum())
+    assert moved > 0
+
+
+def test_a_net_without_parameters_resumes_from_its_snapshot(tmp_path: Path) -> None:
+    text = 'layer { name: "d" type: "DummyData" top: "x" dummy_data_param { shape { dim: 2 } } } layer { name: "l" type: "Reduction" bottom: "x" top: "l" loss_weight: 1 }'
+    (tmp_path / "net.prototxt").write_text(text)
+    (tmp_path / "solver.prototxt").write_text(
+        f'net: "{tmp_path}/net.prototxt" base_lr: 1 lr_policy: "fixed" snapshot_prefix: "{tmp_path}/s"'
+    )
+    solver = get_solver(str(tmp_path / "solver.prototxt"))
+    solver.step(2)
+    solver.snapshot()
+    solver.step(1)
+    solver.restore(str(tmp_path / "s_iter_2.solverstate"))
+    assert solver.iter == 2

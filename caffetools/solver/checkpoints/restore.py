@@ -62,7 +62,7 @@ def restore(solver: TrainingRun, path: PathLike) -> bool:
         except CaffeToolsError:
             _refuse_damaged(path)
             raise
-        if not report.loaded:
+        if not report.loaded and any(len(layer.blobs) for layer in solver.net.layers):
             raise ModelFileError(f"{weights}: has no layer of the net '{solver.net.name}', so the run cannot be resumed from it")
     solver.log("sgd_solver.cpp:336", "SGDSolver: restoring history")
     solver.rule.load_history(state.history)
