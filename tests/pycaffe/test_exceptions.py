@@ -50,7 +50,7 @@ CASES: list[tuple[str, type[Exception], Callable[[Net], object]]] = [
     ("a missing net", RuntimeError, lambda net: Net("none.prototxt", 1)),
     ("missing weights", RuntimeError, lambda net: net.copy_from("none.caffemodel")),
     ("a layer that is not there", ValueError, lambda net: net.forward(end="none")),
-    ("a layer that is no name", ValueError, lambda net: net.forward(end=0)),  # type: ignore[arg-type]
+    ("a layer that is no name", ValueError, lambda net: net.forward(end=0)),
     ("a blob that is no name", KeyError, lambda net: net.forward(blobs=[1])),  # type: ignore[list-item]
     ("a name in place of a list", TypeError, lambda net: net.forward(blobs="data")),
     ("a blob that is not there", KeyError, lambda net: net.backward(diffs=["none"])),
