@@ -34,7 +34,7 @@ class _Convolving(Layer):
         self.kernel = Kernel.from_param(self, conv, len(spatial))
         self.group, outputs = self.groups(channels), conv.num_output
         if outputs < 1:
-            raise self.error("num_output must be at least 1")
+            raise self.error("num_output must be at least 1; where DIGITS is to fill it in, retarget --classes N does so")
         if self.group < 1 or channels % self.group or outputs % self.group:
             raise self.error(f"group {self.group} must divide both the {channels} input channels and num_output {outputs}")
         for name, shape in zip(self.bottoms, bottoms, strict=True):

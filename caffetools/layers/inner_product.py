@@ -46,7 +46,7 @@ class InnerProduct(Layer):
         self.outer_axes = self.axis(param.axis, bottoms[0])
         self.inputs, self.outputs = math.prod(bottoms[0][self.outer_axes :]), int(param.num_output)
         if self.outputs < 1:
-            raise self.error("num_output must be at least 1")
+            raise self.error("num_output must be at least 1; where DIGITS is to fill it in, retarget --classes N does so")
         self.transposed = bool(param.transpose)
         shape = (self.inputs, self.outputs) if self.transposed else (self.outputs, self.inputs)
         self.declare_blob(shape, param.weight_filler)

@@ -133,3 +133,11 @@ def test_layers_of_one_name_are_compared_by_their_place() -> None:
     assert [layer.status for layer in swapped.layers] == ["differs", "differs"]
     one = compare_weights(summarize(net_of(text)), Caffemodel(NetParameter(), {"fc": model.repeated[1]}))
     assert [layer.status for layer in one.layers] == ["fits", "fresh"]
+
+
+def test_a_number_of_outputs_that_is_left_to_digits_is_not_known() -> None:
+    text = 'input: "x" input_shape { dim: 1 dim: 3 } layer { name: "ip" type: "InnerProduct" bottom: "x" top: "y" %s } layer { name: "s" type: "Softmax" bottom: "y" top: "s" }'
+    rows = summarize(net_of(text % ""), TEST)
+    assert [row.name for row in rows.unknown] == ["ip", "s"] and "DIGITS fills in the number of classes" in rows.unknown[0].note
+    with pytest.raises(NetError, match="num_output must be at least 1"):
+        summarize(net_of(text % "inner_product_param { num_output: 0 }"), TEST)

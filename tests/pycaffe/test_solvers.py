@@ -260,8 +260,6 @@ def test_a_step_leaves_what_it_took_off_the_parameters_in_their_diffs(kind: str,
         for old, blob in zip(before[name], blobs, strict=True):
             np.testing.assert_allclose(blob.diff, old - blob.data, rtol=1e-3, atol=2e-7)
         assert np.abs(blobs[0].diff).sum() > 0
-            moved += float(np.abs(blob.diff).sum())
-    assert moved > 0
 
 
 def test_a_net_without_parameters_resumes_from_its_snapshot(tmp_path: Path) -> None:
