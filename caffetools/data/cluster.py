@@ -140,7 +140,7 @@ def connected(address: str) -> Iterator[Any]:
     if not address:
         yield None
         return
-    with environment_restored(), logger_level("ray", logging.ERROR), logger_level("ray.data", logging.ERROR):
+    with environment_restored():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
@@ -151,7 +151,8 @@ def connected(address: str) -> Iterator[Any]:
         context = ray.data.DataContext.get_current()
         bars, context.enable_progress_bars = context.enable_progress_bars, False
         try:
-            with _started(ray, address):
+            # Importing ray.data sets the level of its logger, so this comes after it.
+            with logger_level("ray", logging.ERROR), logger_level("ray.data", logging.ERROR), _started(ray, address):
                 yield ray
         finally:
             context.enable_progress_bars = bars

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ from caffetools.data.means import compute_mean
 from caffetools.data.sharding import shard_database
 from caffetools.data.shards import read_index
 from caffetools.errors import Cancelled, DataError, RunFailed
+from tests.children import run_child
 
 LOCAL = "local:2"
 
@@ -210,3 +212,18 @@ def test_a_cancelled_build_continues_with_its_shards(pictures: Path, tmp_path: P
     assert [(tmp_path / "out" / path.relative_to(work)).stat().st_mtime_ns for path in kept] == times
     build_dataset(pictures, tmp_path / "one", size=8)
     check_equal(tmp_path / "one", tmp_path / "out")
+
+
+def test_ray_logs_nothing_to_the_terminal_but_errors() -> None:
+    """Importing Ray Data, which the first use of a cluster does, sets its logger's level."""
+    pytest.importorskip("ray.data", reason="needs the extra 'cluster'")
+    program = """
+import contextlib, logging
+from caffetools.data import cluster
+
+cluster._started = lambda ray, address: contextlib.nullcontext()
+with cluster.connected("local:1"):
+    print([logging.getLogger(name).getEffectiveLevel() for name in ("ray", "ray.data")])
+"""
+    done = run_child(["-c", program])
+    assert done.stdout == f"[{logging.ERROR}, {logging.ERROR}]\n", done.stderr
