@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import onnx
+
 from caffetools.onnx.import_graph import ImportGraph, Node, pad_amounts, pad_value
 
 Pattern = Callable[[ImportGraph, Node], bool]
@@ -13,7 +15,16 @@ Pattern = Callable[[ImportGraph, Node], bool]
 
 def merge_patterns(graph: ImportGraph) -> None:
     """Merge all groups, each found from its last node."""
-    for pattern in (merge_bias, merge_swish, merge_gelu, merge_channel_shuffle, merge_pad, merge_pool_pad, merge_directions):
+    for pattern in (
+        merge_bias,
+        merge_swish,
+        merge_gelu,
+        merge_channel_shuffle,
+        merge_pad,
+        merge_pool_pad,
+        merge_directions,
+        merge_threshold,
+    ):
         for node in list(graph.nodes):
             if any(node is kept for kept in graph.nodes):
                 pattern(graph, node)
@@ -152,6 +163,19 @@ def merge_pool_pad(graph: ImportGraph, node: Node) -> bool:
     own = list(node.attributes.get("pads", [0] * len(amounts)))
     attributes = {**node.attributes, "pads": [a + b for a, b in zip(own, amounts, strict=True)]}
     graph.replace([pad, node], Node("MaxPool", node.name, [pad.inputs[0]], node.outputs, attributes))
+    return True
+
+
+def merge_threshold(graph: ImportGraph, node: Node) -> bool:
+    """Merge Greater than a number and a Cast to floats: Threshold."""
+    compared = graph.maker(node.inputs[0]) if node.op == "Cast" and int(node.attributes["to"]) == onnx.TensorProto.FLOAT else None
+    if compared is None or compared.op != "Greater" or graph.only_reader(node.inputs[0]) is not node:
+        return False
+    limit = graph.constants.get(compared.inputs[1])
+    if limit is None or limit.size != 1 or limit.ndim > len(graph.shapes[compared.inputs[0]]):
+        return False
+    attributes = {"threshold": float(limit.reshape(-1)[0])}
+    graph.replace([compared, node], Node("Threshold", node.name, compared.inputs[:1], node.outputs, attributes))
     return True
 
 

@@ -114,3 +114,14 @@ def test_an_output_of_zeros_hides_no_faulty_layers(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(import_net._HANDLERS, "Sigmoid", [(1, NetWriter.alias)])
     with pytest.raises(ImportFailed, match="the imported net differs from the model by"):
         import_model(proto)
+
+
+def test_a_comparison_with_a_number_that_becomes_floats_is_a_threshold() -> None:
+    """As a Threshold layer is exported."""
+    nodes = [
+        helper.make_node("Greater", ["x", "limit"], ["above"]),
+        helper.make_node("Cast", ["above"], ["y"], to=onnx.TensorProto.FLOAT),
+    ]
+    imported = check(graph_of(nodes, MAPS, {"limit": np.float32(0.25)}))
+    assert [layer.type for layer in imported.model.net.layer] == ["Input", "Threshold"]
+    assert imported.model.net.layer[1].threshold_param.threshold == 0.25

@@ -81,6 +81,13 @@ def prelu(writer: NetWriter, node: Node) -> None:
         layer.prelu_param.channel_shared = True
 
 
+@importer("Threshold")
+def threshold(writer: NetWriter, node: Node) -> None:
+    """Import 1 above a number and 0 up to it, from Greater and Cast."""
+    layer = writer.layer(node, Threshold.TYPE, [writer.blob(node, node.inputs[0])])
+    layer.threshold_param.threshold = float(node.attributes["threshold"])
+
+
 @importer("Clip")
 def clip(writer: NetWriter, node: Node) -> None:
     """Values held between two numbers."""
