@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 import caffetools
-from caffetools.project.manifest import HISTORY, path_from_here
+from caffetools.errors import CaffeToolsError
+from caffetools.project.config import FinetuneConfig
+from caffetools.project.manifest import HISTORY, SETTINGS, path_from_here
 from caffetools.results import Step
 from caffetools.solver.run import choose_device
 from caffetools.util.checksums import file_sha256
@@ -91,3 +93,36 @@ def read_history(folder: Path) -> RunHistory | None:
         values["onnx"] = OnnxCheck(**values["onnx"]) if values["onnx"] else None
         return RunHistory(**values)
     return None
+
+
+def read_config(folder: Path, history: RunHistory | None) -> FinetuneConfig:
+    """Return the settings of the run in ``folder``, with paths as they are found from the working directory.
+
+    Args:
+        folder: The run's folder.
+        history: Its history, for the settings that are not in run.json.
+
+    Raises:
+        CaffeToolsError: It is not the folder of a run, or its run.json is damaged.
+    """
+    path = folder / SETTINGS
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values = {**(history.settings if history is not None else {}), **values}
+        values.pop("inputs", None)
+        for name in ("pictures", "model", "weights", "mean"):
+            # A model's name, or values of a mean, are no files.
+            found = path_from_here(values[name], path) if values.get(name) else ""
+            values |= {name: found} if found and (name == "pictures" or Path(found).is_file()) else {}
+    except OSError:
+        if not folder.is_dir():
+            raise CaffeToolsError("there is no such folder; name the folder that caffetools finetune wrote (-o)", path=folder) from None
+        above = folder.resolve().parent
+        hint = f"the run is {above}" if (above / SETTINGS).is_file() else None
+        raise CaffeToolsError(f"{folder}: not the folder of a run of caffetools finetune: it has no {SETTINGS}", hint=hint) from None
+    except (ValueError, AttributeError, TypeError):
+        raise CaffeToolsError(f"{path}: damaged; it is not what caffetools finetune wrote") from None
+    try:
+        return FinetuneConfig.from_dict({**values, "out": str(folder)})
+    except CaffeToolsError as error:
+        raise error.located(path) from None

@@ -24,6 +24,7 @@ from caffetools.onnx.verify import Verification
 from caffetools.project.config import command
 from caffetools.project.data_config import DataOptions, classes_of
 from caffetools.project.evaluate import Evaluation, evaluate
+from caffetools.project.history import read_config, read_history
 from caffetools.project.next_step import after_deploy, after_export, dataset_command, find_dataset, has_onnx_form, lacks_data
 from caffetools.project.output import planned_command
 from caffetools.project.retargeting import RetargetResult, prepare_retarget, write_retarget
@@ -424,7 +425,15 @@ class Project:
             return tuple((name, float(value)) for name, value in tests[-1].outputs.items()) if tests else ()
         return ()
 
+    def _resume_run(self) -> str:
+        """Return the command that does what is left of a run of ``finetune``; empty for another project."""
+        with suppress(CaffeToolsError):
+            return read_config(self.folder, read_history(self.folder)).command()
+        return ""
+
     def _next(self, card: DatasetCard | None, solver: SolverParameter | None, found: Snapshot | None, onnx: Path | None) -> str:
+        if (solver is None or found is None or found.iteration < solver.max_iter) and (again := self._resume_run()):
+            return again
         if solver is None or (found is None and lacks_data(self.train_val)):
             if card is not None:
                 return after_dataset(card)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,7 @@ from caffetools.infer.classifier import Classifier
 from caffetools.onnx.export import DEFAULT_OPSET
 from caffetools.project.config import FinetuneConfig
 from caffetools.project.evaluate import Evaluation, evaluate, held_out
-from caffetools.project.history import RunHistory, describe_environment, read_history
-from caffetools.project.manifest import SETTINGS, path_from_here
+from caffetools.project.history import RunHistory, describe_environment, read_config, read_history
 from caffetools.project.remarks import remarks_on_run
 from caffetools.project.report import RunRecord, report_of, title_and_summary
 from caffetools.project.report_steps import better_run
@@ -56,7 +54,7 @@ def report_run(folder: Path, out: Path | None = None, *, events: EventSink = ign
         Cancelled: ``cancel`` was set.
     """
     history = read_history(folder)
-    config = _read_config(folder, history)
+    config = read_config(folder, history)
     solver = read_solver(folder / "net" / "solver.prototxt")
     prefix = folder / "net" / Path(solver.snapshot_prefix).name
     snapshot = newest_snapshot(prefix)
@@ -117,30 +115,6 @@ def _record(
         "Results", model, note, folder, card, log, evaluation, folder / "net" / "deploy.prototxt", snapshot.weights, start, None,
         remarks, environment, again,
     )  # fmt: skip
-
-
-def _read_config(folder: Path, history: RunHistory | None) -> FinetuneConfig:
-    path = folder / SETTINGS
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        values = {**(history.settings if history is not None else {}), **values}
-        values.pop("inputs", None)
-        for name in ("pictures", "model", "weights", "mean"):
-            # A model's name, or values of a mean, are no files.
-            found = path_from_here(values[name], path) if values.get(name) else ""
-            values |= {name: found} if found and (name == "pictures" or Path(found).is_file()) else {}
-    except OSError:
-        if not folder.is_dir():
-            raise CaffeToolsError("there is no such folder; name the folder that caffetools finetune wrote (-o)", path=folder) from None
-        above = folder.resolve().parent
-        hint = f"the run is {above}" if (above / SETTINGS).is_file() else None
-        raise CaffeToolsError(f"{folder}: not the folder of a run of caffetools finetune: it has no {SETTINGS}", hint=hint) from None
-    except (ValueError, AttributeError, TypeError):
-        raise CaffeToolsError(f"{path}: damaged; it is not what caffetools finetune wrote") from None
-    try:
-        return FinetuneConfig.from_dict({**values, "out": str(folder)})
-    except CaffeToolsError as error:
-        raise error.located(path) from None
 
 
 def _compare(classifier: Classifier, onnx: Path, card: DatasetCard) -> OnnxCheck:

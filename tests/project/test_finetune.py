@@ -212,6 +212,19 @@ def test_a_report_that_is_made_again_says_all_that_the_run_itself_wrote(
     assert f"Paths start from {once}." in page_of(Path("report.html")) and "The 7 steps" in page_of(Path("report.html"))
 
 
+def test_the_next_step_of_a_run_that_is_not_finished_is_the_run_itself(finished: Path) -> None:
+    solver = finished / "run/net/solver.prototxt"
+    solver.write_text(re.sub(r"max_iter: \d+", "max_iter: 1000000", solver.read_text()))
+    command = "Next: caffetools finetune pictures -o run --model shapes.prototxt --epochs 4 --from-scratch --device cpu\n"
+    assert run_well("report", "run").stdout.endswith(command) and run_well("status", "run").stdout.endswith(command)
+    for state in (finished / "run/net").glob("*.solverstate"):
+        state.unlink()
+    assert run_well("status", "run").stdout.endswith(command)
+    shutil.rmtree(finished / "run/net")
+    assert run_well("status", "run").stdout.endswith(command), "before there is a solver"
+    again()
+
+
 def test_a_report_of_a_run_without_a_history_measures_again(finished: Path) -> None:
     for damage in ("{", None):
         (finished / "run/history.json").write_text(damage) if damage else (finished / "run/history.json").unlink()
