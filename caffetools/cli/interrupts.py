@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -24,21 +25,38 @@ def noted_interrupts() -> Iterator[list[int]]:
     Python would print the traceback of a last step of the interpreter. A handler that somebody else has set stays in place.
     """
     noted: list[int] = []
+    raised, reporting = 0, False
 
     def note(number: int, frame: FrameType | None) -> None:
+        nonlocal raised
         noted.append(number)
-        raise KeyboardInterrupt
+        if not reporting:
+            raised += 1
+            raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield noted
         return
     before = sys.unraisablehook
 
+    def repeat(seen: int) -> None:
+        """Send the signal until it has raised KeyboardInterrupt outside of the hook."""
+        seconds = AGAIN_AFTER_SECONDS
+        time.sleep(seconds)
+        while raised == seen and signal.getsignal(signal.SIGINT) is note:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(seconds)
+            seconds = min(2 * seconds, 1.0)
+
     def unraisable(ignored: sys.UnraisableHookArgs, /) -> None:
-        if issubclass(ignored.exc_type, KeyboardInterrupt):
-            threading.Timer(AGAIN_AFTER_SECONDS, os.kill, (os.getpid(), signal.SIGINT)).start()
-        else:
+        nonlocal reporting
+        if not issubclass(ignored.exc_type, KeyboardInterrupt):
             before(ignored)
+            return
+        # An exception in this hook would be lost as well.
+        reporting = True
+        threading.Thread(target=repeat, args=(raised,), daemon=True).start()
+        reporting = False
 
     signal.signal(signal.SIGINT, note)
     sys.unraisablehook = unraisable

@@ -223,9 +223,12 @@ def test_a_second_interrupt_while_the_process_ends_prints_no_traceback(tmp_path:
     assert done.returncode in (130, -signal.SIGINT) and done.stderr == "caffetools: interrupted\n"
 
 
-def test_an_interrupt_in_a_destructor_is_an_interrupt(tmp_path: Path) -> None:
+@pytest.mark.parametrize("delay", [0, 0.1], ids=["", "busy machine"])
+def test_an_interrupt_in_a_destructor_is_an_interrupt(delay: float, tmp_path: Path) -> None:
+    """On a busy machine a thread takes long to start; the signal that it sends must not come while it is waited for."""
     script = (
-        "import os, signal, sys\nfrom caffetools.cli.app import main\n"
+        "import os, signal, sys, threading, time\nfrom caffetools.cli.app import main\nstart = threading.Thread.start\n"
+        f"threading.Thread.start = lambda self: (start(self), time.sleep({delay}))\n"
         "class Ending:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGINT)\n"
         "def work(event, args):\n    if event == 'open' and str(args[0]).endswith('.prototxt'):\n        Ending()\n        while True:\n            pass\n"
         "sys.addaudithook(work)\nsys.argv = ['caffetools', 'inspect', 'net.prototxt']\nmain()\n"
