@@ -160,29 +160,6 @@ def test_start_up_is_light_and_nothing_unpickles_or_evaluates() -> None:
     assert done.stdout.rstrip().endswith("LOADED []")
 
 
-# Packages that are imported and not declared: those of a device or engine, and what a declared package needs itself.
-_OF_DEVICES = {"caffe", "pycuda", "tensorrt"}
-_NEEDED_BY = {"typing_extensions": "torch", "markupsafe": "jinja2"}
-_EXTRAS = {"mlflow": "mlflow-skinny", "umap": "umap-learn"}
-
-
-def test_what_is_imported_is_a_declared_dependency() -> None:
-    # An environment for development has more packages than a user's.
-    declared = {re.split(r"[\s;<>=\[]", line)[0].lower() for line in importlib.metadata.requires("caffetools") or []}
-    provided = importlib.metadata.packages_distributions()
-    for name, owner in _NEEDED_BY.items():
-        assert owner in declared and any(name in line.lower().replace("-", "_") for line in importlib.metadata.requires(owner) or [])
-    wrong = []
-    for path in modules():
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
-            for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names - _OF_DEVICES - _NEEDED_BY.keys() - {"caffetools"}:
-                if not {owner.lower() for owner in provided.get(name, [_EXTRAS.get(name, name)])} & declared:
-                    wrong.append(f"{path.relative_to(ROOT)}: {name}")
-    assert wrong == []
-
-
 def test_every_dependency_has_a_reason() -> None:
     named = importlib.metadata.requires("caffetools") or []
     reasons = (ROOT / "docs" / "dependencies.md").read_text()

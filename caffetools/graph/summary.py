@@ -253,7 +253,7 @@ def _derive(layer: LayerParameter, bottoms: Sequence[Shape | None], phase: int, 
     if traits(kind).user_code:
         return _unknown("its module is not run for this")
     if _lacks_outputs(layer):
-        return _unknown(f"its {traits(kind).outputs} is not given: DIGITS fills in the number of classes, and so does retarget --classes N")
+        return _unknown(f"its {traits(layer).outputs} is not given: DIGITS fills in the number of classes, and so does retarget --classes N")
     shapes = [shape for shape in bottoms if shape is not None]
     if len(shapes) < len(bottoms):
         return _UNKNOWN_BOTTOMS
@@ -268,7 +268,7 @@ def _derive(layer: LayerParameter, bottoms: Sequence[Shape | None], phase: int, 
 
 def _lacks_outputs(layer: LayerParameter) -> bool:
     """Return whether a layer leaves out its number of outputs, as the classifiers of DIGITS' networks do."""
-    found = traits(layer.type)
+    found = traits(layer)
     return found.role == "classifier" and bool(found.outputs) and not getattr(layer, found.settings).HasField(found.outputs)
 
 
