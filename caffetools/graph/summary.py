@@ -253,7 +253,9 @@ def _derive(layer: LayerParameter, bottoms: Sequence[Shape | None], phase: int, 
     if traits(kind).user_code:
         return _unknown("its module is not run for this")
     if _lacks_outputs(layer):
-        return _unknown(f"its {traits(layer).outputs} is not given: DIGITS fills in the number of classes, and so does retarget --classes N")
+        return _unknown(
+            f"its {traits(layer).outputs} is not given: DIGITS fills in the number of classes, and so does retarget --classes N"
+        )
     shapes = [shape for shape in bottoms if shape is not None]
     if len(shapes) < len(bottoms):
         return _UNKNOWN_BOTTOMS
