@@ -155,7 +155,8 @@ def _read_array(path: Path, name: str) -> NDArray[Any]:
     from caffetools.errors import DataError
 
     try:
-        array = np.load(path, allow_pickle=False)
+        # Mapped, so that a header that declares more values than the file has is an error before memory is taken.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise DataError(f"the value of input '{name}' is neither numbers nor a file: {error.strerror or error}", path=path) from None
     except (ValueError, EOFError):

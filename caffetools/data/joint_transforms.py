@@ -199,10 +199,8 @@ class Expand:
         top, left = math.floor(rng.uniform(0, height - shape[0])), math.floor(rng.uniform(0, width - shape[1]))
         return height, width, top, left
 
-    def transform(self, sample: Sample, params: tuple[int, int, int, int] | None) -> Sample:
+    def transform(self, sample: Sample, params: tuple[int, int, int, int]) -> Sample:
         """Apply what :meth:`make_params` drew. Raises :class:`DataError` if the mean values do not fit the channels."""
-        if params is None:
-            return sample
         height, width, top, left = params
         rows, columns = sample.image.shape[:2]
         channels = sample.image.shape[2] if sample.image.ndim == 3 else 1
@@ -247,10 +245,8 @@ class RandomCrop:
                 found += self._regions(sampler, boxes, rng)
         return found[int(rng.integers(len(found)))] if found else None
 
-    def transform(self, sample: Sample, params: Region | None) -> Sample:
+    def transform(self, sample: Sample, params: Region) -> Sample:
         """Apply what :meth:`make_params` drew."""
-        if params is None:
-            return sample
         xmin, ymin, xmax, ymax = (min(max(value, 0.0), 1.0) for value in params)
         height, width = sample.image.shape[:2]
         top, left = int(ymin * height), int(xmin * width)

@@ -250,12 +250,12 @@ def _derive(layer: LayerParameter, bottoms: Sequence[Shape | None], phase: int, 
     kind = layer.type
     if not is_known(kind):
         return _unknown(f"the type {kind} is not known here{suggestion(kind)}", unknown_type=True)
-    if traits(kind).user_code:
+    found = traits(layer)
+    if found.user_code:
         return _unknown("its module is not run for this")
-    if _lacks_outputs(layer):
-        return _unknown(
-            f"its {traits(layer).outputs} is not given: DIGITS fills in the number of classes, and so does retarget --classes N"
-        )
+    if found.role == "classifier" and found.outputs and not getattr(layer, found.settings).HasField(found.outputs):
+        # As the classifiers of DIGITS' networks do.
+        return _unknown(f"its {found.outputs} is not given: DIGITS fills in the number of classes, and so does retarget --classes N")
     shapes = [shape for shape in bottoms if shape is not None]
     if len(shapes) < len(bottoms):
         return _UNKNOWN_BOTTOMS
@@ -266,12 +266,6 @@ def _derive(layer: LayerParameter, bottoms: Sequence[Shape | None], phase: int, 
         if guess is None:
             raise
         return _unknown(f"the shape of '{guess}' is not known; give --input-shape {guess}=SHAPE")
-
-
-def _lacks_outputs(layer: LayerParameter) -> bool:
-    """Return whether a layer leaves out its number of outputs, as the classifiers of DIGITS' networks do."""
-    found = traits(layer)
-    return found.role == "classifier" and bool(found.outputs) and not getattr(layer, found.settings).HasField(found.outputs)
 
 
 def _layer_facts(param: LayerParameter, bottoms: list[Shape], phase: int) -> _Facts:

@@ -279,6 +279,8 @@ def test_values_of_another_input_that_do_not_fit_are_refused(gated: list[str], m
     monkeypatch.chdir(Path(gated[0]).parent)
     np.save("names.npy", np.array(["a", "b"]))
     Path("text.npy").write_text("these are words")
+    with Path("large.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)})
     for value, message in (
         ("gate=1,2", "the value of input 'gate' is 2, but 6 is expected"),
         ("door=1", "has no input 'door' next to the picture's 'data'; its inputs are data, gate"),
@@ -287,6 +289,7 @@ def test_values_of_another_input_that_do_not_fit_are_refused(gated: list[str], m
         ("gate=absent.npy", "absent.npy: the value of input 'gate' is neither numbers nor a file"),
         ("gate=names.npy", "names.npy: the value of input 'gate' is not a .npy file of numbers"),
         ("gate=text.npy", "text.npy: the value of input 'gate' is not a .npy file of numbers"),
+        ("gate=large.npy", "large.npy: the value of input 'gate' is not a .npy file of numbers"),
         ("gate=nan", "the value of input 'gate' has numbers that are NaN or infinite"),
     ):
         assert message in inprocess.error_of(inprocess.run("visualize", "activations", *gated, "-o", "no.png", "--input", value)), value

@@ -42,7 +42,9 @@ def test_boxes_follow_the_picture(top: int, left: int, seed: int, kind: str) -> 
     rng, sample = np.random.default_rng(seed), square_sample(top, left)
     if kind == "expand":
         expand = Expand(message("ExpansionParameter", "prob: 1 max_expand_ratio: 3"), np.zeros(0, np.float32))
-        after = expand.transform(sample, expand.make_params(rng, sample.image.shape))
+        canvas = expand.make_params(rng, sample.image.shape)
+        assert canvas is not None
+        after = expand.transform(sample, canvas)
     elif kind == "mirror":
         after = joint.mirror(sample)
     elif kind == "crop":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from caffetools.engines.base import EngineError
-from caffetools.engines.environments import add_environment
 from caffetools.engines.onnxruntime import open_session
 from caffetools.infer.compare import Candidate, compare_engines
 from caffetools.infer.import_model import torch_to_onnx
@@ -26,6 +23,7 @@ from caffetools.onnx.import_graph import ImportFailed, Node
 from caffetools.onnx.importer import ImportedNet, import_model
 from caffetools.proto.schema import TEST
 from tests.net.test_golden_nets import FOLDER, golden_net
+from tests.onnx.conftest import expect_refusal
 
 MAPS = (1, 4, 9, 10)
 
@@ -330,10 +328,7 @@ def test_one_shared_slope_is_a_blob_without_axes() -> None:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_has_no_layers_is_an_error_that_names_the_node(name: str) -> None:
-    proto, message = REFUSED[name]
-    with pytest.raises(ImportFailed, match=rf"node 'n' \({proto.graph.node[0].op_type}\): .*") as error:
-        import_model(proto)
-    assert message in str(error.value)
+    expect_refusal(*REFUSED[name])
 
 
 def test_free_sizes_must_be_given() -> None:
@@ -391,15 +386,8 @@ def test_a_classifier_of_torchvision_comes_over(name: str, tmp_path: Path) -> No
     assert float((got - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
-def test_real_caffe_runs_what_is_imported_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    python = os.environ.get("CAFFE_PYTHON", "")
-    if not python:
-        pytest.skip("no real Caffe here: set CAFFE_PYTHON to an interpreter that can import caffe")
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    try:
-        add_environment("caffe", python)
-    except EngineError as error:
-        pytest.skip(str(error))
+@pytest.mark.usefixtures("real_caffe")
+def test_real_caffe_runs_what_is_imported_for_it(tmp_path: Path) -> None:
     for name in ("resnet18", "shufflenet_v2_x0_5", "mobilenet_v3_small"):
         deploy, weights = import_model(torch_to_onnx(classifier(name), {"data": (1, 3, 64, 64)})).write(tmp_path / name)
         row = compare_engines(Candidate(deploy, weights), [Candidate(deploy, weights, "caffe")], repeats=0)[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import pytest
 import torch
 from onnx import helper
 
-from caffetools.engines.base import EngineError
-from caffetools.engines.environments import add_environment
 from caffetools.engines.onnxruntime import open_session
 from caffetools.infer.compare import Candidate, compare_engines
 from caffetools.infer.import_model import torch_to_onnx
@@ -22,6 +19,7 @@ from caffetools.net.weights import load_weights
 from caffetools.onnx.import_graph import ImportFailed
 from caffetools.onnx.importer import import_model
 from caffetools.proto.schema import TEST
+from tests.onnx.conftest import expect_refusal
 
 STEPS, BATCH, INPUTS, HIDDEN = 4, 3, 5, 6
 DIRECTIONS = ["forward", "reverse", "bidirectional"]
@@ -121,10 +119,7 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_caffes_layers_do_not_have_is_refused(name: str) -> None:
-    proto, message = REFUSED[name]
-    with pytest.raises(ImportFailed, match=rf"node 'n' \({proto.graph.node[0].op_type}\): .*") as error:
-        import_model(proto)
-    assert message in str(error.value)
+    expect_refusal(*REFUSED[name])
 
 
 def test_settings_that_change_nothing_are_taken() -> None:
@@ -141,15 +136,8 @@ def test_a_gru_is_refused_with_the_reason() -> None:
 
 
 @pytest.mark.parametrize("op", ["LSTM", "RNN"])
-def test_real_caffe_gives_the_numbers_of_imported_layers(op: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    python = os.environ.get("CAFFE_PYTHON", "")
-    if not python:
-        pytest.skip("no real Caffe here: set CAFFE_PYTHON to an interpreter that can import caffe")
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    try:
-        add_environment("caffe", python)
-    except EngineError as error:
-        pytest.skip(str(error))
+@pytest.mark.usefixtures("real_caffe")
+def test_real_caffe_gives_the_numbers_of_imported_layers(op: str, tmp_path: Path) -> None:
     for number, (direction, state) in enumerate((direction, state) for direction in DIRECTIONS for state in ("", "constant", "input")):
         deploy, weights = import_model(recurrent(op, direction, state)).write(tmp_path / str(number))
         for row in compare_engines(Candidate(deploy, weights), [Candidate(deploy, weights, "caffe")], repeats=0):

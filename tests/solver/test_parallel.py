@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from textwrap import indent
 
 import lmdb
 import numpy as np
@@ -356,63 +357,47 @@ def test_a_lost_process_is_restarted_on_the_same_bits_gets_the_launchers_signals
     assert len(complaints) == 1 and "process 1 of 2 was ended by SIGKILL" in complaints[0]
 
 
-def python_layer(folder: Path, module: str, source: str) -> None:
-    """Add the class ``Layer`` of a Python module to the training net of a project."""
-    text = f'layer {{ name: "py" type: "Python" bottom: "data" include {{ phase: TRAIN }} python_param {{ module: "{module}" layer: "Layer" }} }}'
-    with (folder / "net.prototxt").open("a") as file:
-        file.write(text)
-    (folder / f"{module}.py").write_text(source)
-
-
-STOPS = """
+LAYER = """
 import os, pathlib, signal
 import caffe
 
 class Layer(caffe.Layer):
+    passes = 0
     def setup(self, bottom, top):
         pass
-    def reshape(self, bottom, top):
-        pass
-    def forward(self, bottom, top):
-        if os.environ["RANK"] == "1":
-            pathlib.Path("stopped").touch()
-            os.kill(os.getpid(), signal.SIGSTOP)
-    def backward(self, top, propagate_down, bottom):
-        pass
-"""
-
-ASKS = """
-import os
-import caffe
-
-class Layer(caffe.Layer):
-    def setup(self, bottom, top):
-        pass
-    def reshape(self, bottom, top):
-        pass
-    def forward(self, bottom, top):
-        if os.environ["RANK"] == "1":
-            raise RuntimeError("Connection refused by the server of labels")
-    def backward(self, top, propagate_down, bottom):
-        pass
-"""
-
-DIE_ONCE = """
-import os, pathlib, signal
-import caffe
-
-class Layer(caffe.Layer):
-    def setup(self, bottom, top):
-        self.passes = 0
     def reshape(self, bottom, top):
         pass
     def forward(self, bottom, top):
         self.passes += 1
-        if self.passes == 8 and os.environ["RANK"] == "1" and not os.path.exists("died"):
-            pathlib.Path("died").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ["RANK"] == "1":
+            self.disturb()
     def backward(self, top, propagate_down, bottom):
         pass
+    def disturb(self):
+"""
+
+
+def python_layer(folder: Path, module: str, disturb: str) -> None:
+    """Add a layer in Python to the training net of a project: process 1 runs ``disturb`` in each forward pass."""
+    text = f'layer {{ name: "py" type: "Python" bottom: "data" include {{ phase: TRAIN }} python_param {{ module: "{module}" layer: "Layer" }} }}'
+    with (folder / "net.prototxt").open("a") as file:
+        file.write(text)
+    (folder / f"{module}.py").write_text(LAYER + indent(disturb, " " * 8))
+
+
+STOPS = """
+pathlib.Path("stopped").touch()
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+ASKS = """
+raise RuntimeError("Connection refused by the server of labels")
+"""
+
+DIE_ONCE = """
+if self.passes == 8 and not os.path.exists("died"):
+    pathlib.Path("died").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
