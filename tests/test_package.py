@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -76,6 +78,15 @@ def test_every_core_dependency_has_an_oldest_version_that_the_script_can_pin() -
     core = pyproject.split("\ndependencies = [", 1)[1].split("\n]", 1)[0]
     assert len(pins) == len(re.findall(r'^    "', core, re.MULTILINE)) > 10
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9.]+\.\*", pin) for pin in pins)
+
+
+def test_the_sdist_takes_every_file_at_the_top_that_git_knows() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    tops = {name.partition("/")[0] for name in listed.stdout.splitlines()}
+    named = {word for line in (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines() for word in line.split()[1:]}
+    # What setuptools takes by itself.
+    named |= {"caffetools", "pyproject.toml", "setup.py", "LICENSE", "MANIFEST.in"}
+    assert sorted(top for top in tops if not any(fnmatch(top, pattern) for pattern in named)) == []
 
 
 # Where a module is not named as its package is.

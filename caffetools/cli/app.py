@@ -25,6 +25,7 @@ from caffetools.cli.gflags import translate
 from caffetools.cli.interrupts import noted_interrupts
 from caffetools.cli.usage import UsageError, usage_error_text
 from caffetools.errors import CaffeToolsError, Cancelled, user_error_context
+from caffetools.util.process_settings import send_nowhere
 from caffetools.util.threads import limit_openmp
 
 app = typer.Typer(
@@ -203,7 +204,7 @@ class _Notes(logging.Handler):
 def _drop_output() -> None:
     """Send what is still buffered for stdout nowhere, so that the interpreter's exit does not fail on it."""
     with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        send_nowhere(sys.stdout.fileno())
 
 
 def _write_error(text: str) -> None:

@@ -134,6 +134,7 @@ def read_inputs(options: Sequence[str]) -> dict[str, NDArray[Any]]:
     import numpy as np
 
     from caffetools.errors import DataError
+    from caffetools.proto.numpy_files import read_numbers
 
     values: dict[str, NDArray[Any]] = {}
     for option in options:
@@ -143,27 +144,10 @@ def read_inputs(options: Sequence[str]) -> dict[str, NDArray[Any]]:
         try:
             values[name] = np.array([float(part) for part in text.split(",")], np.float32)
         except ValueError:
-            values[name] = _read_array(Path(text), name)
+            values[name] = read_numbers(text, f"a NumPy array (.npy) or numbers for input '{name}'")
         if not np.isfinite(values[name]).all():
             raise DataError(f"the value of input '{name}' has numbers that are NaN or infinite")
     return values
-
-
-def _read_array(path: Path, name: str) -> NDArray[Any]:
-    import numpy as np
-
-    from caffetools.errors import DataError
-
-    try:
-        # Mapped, so that a header that declares more values than the file has is an error before memory is taken.
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise DataError(f"the value of input '{name}' is neither numbers nor a file: {error.strerror or error}", path=path) from None
-    except (ValueError, EOFError):
-        array = None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
-        raise DataError(f"the value of input '{name}' is not a .npy file of numbers", path=path)
-    return array
 
 
 def emit(draw: Callable[[Theme], tuple[Figure, str]], out: Path | None, show: bool, title: str, *, quiet: bool = False) -> None:

@@ -32,6 +32,7 @@ from caffetools.net.net import Net
 from caffetools.net.precision import set_precision
 from caffetools.net.probe import needed_layers
 from caffetools.proto.blobs import Array
+from caffetools.proto.numpy_files import read_arrays
 from caffetools.proto.schema import TEST, NetParameter
 from caffetools.results import Preprocessing
 from caffetools.util.files import atomic_write, make_folder
@@ -230,15 +231,7 @@ def _arrays(item: Item) -> NDArray[Any] | Mapping[str, NDArray[Any]] | None:
     if not isinstance(item, str | os.PathLike):
         raise DataError(f"a path, a uint8 image, an array or a mapping of arrays is expected, not {type(item).__name__}")
     path = Path(item)
-    if path.suffix.lower() not in (".npy", ".npz"):
-        return None
-    try:
-        loaded = np.load(path, mmap_mode="r" if path.suffix.lower() == ".npy" else None, allow_pickle=False)
-        return loaded if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded.files}
-    except OSError as error:
-        raise DataError(f"cannot read the array: {error.strerror or error}", path=path) from None
-    except (ValueError, EOFError, KeyError) as error:
-        raise DataError(f"not a whole .npy or .npz file of numbers: {error}", path=path) from None
+    return read_arrays(path) if path.suffix.lower() in (".npy", ".npz") else None
 
 
 def _in_memory(_: str, shape: tuple[int, ...]) -> NDArray[np.float32]:

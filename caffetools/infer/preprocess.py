@@ -16,7 +16,8 @@ from caffetools.errors import DataError
 from caffetools.layers.base import Shape, format_shape
 from caffetools.proto.binary import read_binaryproto
 from caffetools.proto.blobs import Array
-from caffetools.proto.sniff import Kind, guard, wrong_kind
+from caffetools.proto.numpy_files import read_numbers
+from caffetools.proto.sniff import Kind, wrong_kind
 from caffetools.results import Preprocessing
 from caffetools.util.arguments import several
 
@@ -188,7 +189,10 @@ def read_mean(mean: str | PathLike | Sequence[float] | NDArray[Any] | None) -> t
         text = os.fspath(mean)
         if re.fullmatch(r"[\s\d.,+eE-]+", text) and not Path(text).exists():
             return _values(text), None
-        array: NDArray[Any] = _load_npy(text) if text.endswith(".npy") else read_binaryproto(text)
+        if text.endswith(".npy"):
+            array: NDArray[Any] = np.array(read_numbers(text, "a mean as a NumPy array (.npy)"))
+        else:
+            array = read_binaryproto(text)
         origin = text
     else:
         array, origin = np.asarray(mean), "the mean"
@@ -233,12 +237,3 @@ def _values(text: str) -> tuple[float, ...]:
         return tuple(float(value) for value in text.split(","))
     except ValueError:
         raise DataError(f"mean '{text}' is not understood; write a file's name, 128, or 104,117,123 (in BGR order)") from None
-
-
-def _load_npy(path: str) -> NDArray[Any]:
-    with guard(DataError, path, "a mean as a NumPy array (.npy)", allowed=(Kind.NPY,)):
-        # Mapped, so that a header that declares more values than the file has is an error before memory is taken.
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-            raise DataError("it does not hold numbers", path=path)
-        return np.array(array)

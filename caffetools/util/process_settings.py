@@ -126,15 +126,21 @@ def environment_restored() -> Iterator[None]:
         os.environ.update(before)
 
 
+def send_nowhere(descriptor: int) -> None:
+    """Let what is written to the open file ``descriptor`` from here on be lost."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
 @contextmanager
 def native_output_dropped() -> Iterator[None]:
     """Drop what is written to the standard output during the block, by C++ code too, which does not write through ``sys.stdout``."""
 
     def change() -> Callable[[], object]:
         sys.stdout.flush()
-        kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.close(nowhere)
+        kept = os.dup(1)
+        send_nowhere(1)
 
         def restore() -> None:
             sys.stdout.flush()

@@ -286,10 +286,10 @@ def test_values_of_another_input_that_do_not_fit_are_refused(gated: list[str], m
         ("door=1", "has no input 'door' next to the picture's 'data'; its inputs are data, gate"),
         ("gate", "'gate' is not NAME=VALUE"),
         ("gate=", "'gate=' is not NAME=VALUE"),
-        ("gate=absent.npy", "absent.npy: the value of input 'gate' is neither numbers nor a file"),
-        ("gate=names.npy", "names.npy: the value of input 'gate' is not a .npy file of numbers"),
-        ("gate=text.npy", "text.npy: the value of input 'gate' is not a .npy file of numbers"),
-        ("gate=large.npy", "large.npy: the value of input 'gate' is not a .npy file of numbers"),
+        ("gate=absent.npy", "absent.npy: cannot read a NumPy array (.npy) or numbers for input 'gate': No such file"),
+        ("gate=names.npy", "names.npy: it holds values of type <U1, not numbers"),
+        ("gate=text.npy", "text.npy: this is text, and a NumPy array (.npy) or numbers for input 'gate' is expected"),
+        ("gate=large.npy", "large.npy: cannot be read as a NumPy array (.npy) or numbers for input 'gate': it is damaged"),
         ("gate=nan", "the value of input 'gate' has numbers that are NaN or infinite"),
     ):
         assert message in inprocess.error_of(inprocess.run("visualize", "activations", *gated, "-o", "no.png", "--input", value)), value

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-import struct
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tokenize import TokenError
 from typing import IO, Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +14,8 @@ from numpy.typing import NDArray
 from caffetools.data.formats.examples import ConvertOptions, Example, Part, Values, checked_label, example_pixels, same_shape
 from caffetools.data.picture_lists import read_lines
 from caffetools.errors import DataError
-from caffetools.proto.sniff import HEAD, Kind, guard, sniff_bytes, wrong_kind
+from caffetools.proto.numpy_files import open_numpy, read_member
+from caffetools.proto.sniff import HEAD, Kind, guard, sniff_bytes
 from caffetools.util import urls
 from caffetools.util.files import atomic_write
 
@@ -26,11 +23,6 @@ PathLike = str | os.PathLike[str]
 _DATA_NAMES, _LABEL_NAMES = ("data", "images", "x", "image", "arr_0"), ("label", "labels", "y", "targets", "arr_1")
 _CHANNELS = (1, 3, 4)
 _ROWS = 256
-# What NumPy and the modules below it raise for damaged files.
-_DAMAGED = (
-    *(OSError, ValueError, EOFError, SyntaxError, KeyError, TypeError, OverflowError, MemoryError, NotImplementedError, RuntimeError),
-    *(BadZipFile, TokenError, zlib.error, struct.error),
-)
 # Caffe refuses blobs of more values.
 _MOST_VALUES = 2**31 - 1
 
@@ -152,7 +144,7 @@ def _rows_of_arrays(source: PathLike, options: ConvertOptions) -> Iterator[Examp
         else:
             archive = stack.enter_context(_loaded(source))
             names = {name: name for name in archive.files}
-            get = lambda name: _member(archive, name, source)  # noqa: E731
+            get = lambda name: read_member(archive, name, source)  # noqa: E731
         data, label = _names(list(names), options, source, arrays="arrays")
         yield from _rows(get(data), get(label) if label else None, source, options)
 
@@ -162,27 +154,14 @@ def _loaded(source: PathLike) -> Iterator[Any]:
     """Open an .npy file (memory-mapped where it is local) or an .npz file; nothing pickled is read."""
     with urls.local_copy(source) as local:
         try:
-            loaded = np.load(local, mmap_mode=None if local.suffix == ".npz" else "r", allow_pickle=False)
-        except _DAMAGED:
-            if other := wrong_kind(DataError, local, "a NumPy file", allowed=(Kind.NPY, Kind.NPZ, Kind.ZIP)):
-                raise other.located(os.fspath(source)) from None
-            # Not NumPy's text: it takes what it does not recognize for a pickle, and names the option that would load it.
-            raise DataError(
-                "cannot be read as a NumPy file: it is damaged, or holds Python objects, which are not loaded", path=source
-            ) from None
+            loaded = open_numpy(local)
+        except DataError as error:
+            raise error.located(os.fspath(source)) from None
         try:
             yield loaded
         finally:
             if hasattr(loaded, "close"):
                 loaded.close()
-
-
-def _member(archive: Mapping[str, Values], name: str, source: PathLike) -> Values:
-    try:
-        array: Values = archive[name]
-    except _DAMAGED as error:
-        raise DataError(f"the array '{name}' cannot be read: {error}", path=source) from None
-    return array
 
 
 def _names(found: list[str], options: ConvertOptions, source: PathLike, *, arrays: str) -> tuple[str, str | None]:
