@@ -125,7 +125,7 @@ def retarget(
 
     Returns:
         The result: ``train_val``, ``solver`` and ``deploy`` messages, ``changes``, ``weights``; ``save(folder)`` writes it,
-        ``net()`` builds a runnable net.
+        ``net()`` builds a runnable net. Of a detector's net, ``missing`` names the files that it has no content for.
 
     Raises:
         NetError: The net has no classifier that can be replaced, or weights do not fit it.
@@ -172,6 +172,7 @@ def retarget(
         base_lr=base_lr,
         seed=seed,
         weights=weights,
+        partial=True,
     )
     if weights is not None:
         compare(result, weights, trimmed=True)

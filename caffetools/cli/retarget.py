@@ -152,8 +152,7 @@ def retarget(
     base_lr, head_lr_mult = _rates(base_lr, head_lr_mult, source, None if weights is not None else trained_by)
     card, grown, count = _resolve_classes(classes, dataset, grow_from, labels, weights)
     taken = _weights_to_write(weights, write_weights or grown is not None)
-    retargeting.check_free(out, force=force, weights=taken is not None)
-    known: dict[str, Any] = {"trained_by": trained_by, "input_shape": shapes, "weights": weights, "dataset": card}
+    known: dict[str, Any] = {"trained_by": trained_by, "input_shape": shapes, "weights": weights, "dataset": card, "partial": True}
     known |= {"epochs": epochs, "base_lr": base_lr, "seed": seed, "head_lr_mult": head_lr_mult, "heads": head or None}
     made = retargeting.prepare_retarget(
         source,
@@ -165,7 +164,7 @@ def retarget(
         stages=_stages(stage, train_stage, test_stage),
         **known,
     )
-    _write(made, out, taken, weights, grown, given, as_json=as_json)
+    _write(made, out, taken, weights, grown, given, force=force, as_json=as_json)
 
 
 def _rates(base_lr: float | None, head_lr_mult: float | None, source: Path, trained_by: Path | None) -> tuple[float | None, float]:
@@ -190,20 +189,24 @@ def _write(
     grown: Classes | None,
     given: Path | None,
     *,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Write the files, and those of the weights ``taken`` that fit; say what changed and what will load."""
     from caffetools.project import retargeting
+    from caffetools.project.config import FILES
     from caffetools.project.find import missing_sources
     from caffetools.project.output import WEIGHTS
 
+    retargeting.check_free(out, force=force, weights=taken is not None, files=made.files)
     comparison = retargeting.compare(made, weights, trimmed=taken is not None) if weights is not None else None
     starting = retargeting.starting_weights(made, taken, grown) if taken is not None else None
     start = str(out / WEIGHTS) if starting is not None else str(given or "")
-    planned = _training_command(made, out, start)
+    planned = _training_command(made, out, start) if FILES[1] in made.files else ""
     files = retargeting.write_retarget(made, out, starting, planned=planned)
     _note(made.retargeted, files[0])
     _note_size(made, files[0])
+    _note_missing_files(made, out)
     if as_json:
         print_json(_as_json(made.retargeted, comparison, files))
         return
@@ -218,9 +221,21 @@ def _write(
         console.print(f"Wrote {path}", markup=False)
     if missing := missing_sources(made.train_val):
         _note_missing_data(missing)
+    if not planned:
+        return
     if " --weights " not in planned and _zoo_model(made.source) is None:
         console.print(f"No weights are next to the net: {ADD_WEIGHTS}", markup=False)
     print_next(planned)
+
+
+def _note_missing_files(made: RetargetResult, out: Path) -> None:
+    """Note which files a detector's net has no content for, and what gives them."""
+    from caffetools.project.config import FILES
+
+    if why := made.missing.get(FILES[2]):
+        note(f"{out / FILES[2]} is not written: {why}. Retarget the net for testing too")
+    if why := made.missing.get(FILES[0]):
+        note(f"{out / FILES[2]} alone is written: {why}. Retarget the net for training too")
 
 
 def _note_missing_data(missing: list[str]) -> None:
@@ -273,6 +288,8 @@ def _note(retargeted: Retargeted, file: Path) -> None:
         note(f"{file}: layer '{row.name}': {row.note}; it is left unchanged")
     for left in retargeted.notes:
         note(f"{file}: {left}; change it by hand")
+    for remark in retargeted.remarks:
+        note(f"{file}: {remark}")
 
 
 def _note_size(made: RetargetResult, file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from typing import Any
 
 from caffetools.errors import NetError, did_you_mean
 from caffetools.graph.graph import Graph, phases
+from caffetools.layers.python import named_classes
 from caffetools.layers.registry import traits, types
 from caffetools.layers.softmax import SoftmaxWithLoss
 from caffetools.layers.traits import field_at
@@ -16,8 +18,10 @@ from caffetools.proto.schema import LayerParameter, NetParameter
 
 # Layers without parameters that may lie between a classifier and its loss: they keep the order of the classes.
 _TRANSPARENT = {"activation", "dropout", "pooling", "sampling", "reshape", "probability", "split"}
+# Region proposals have so many scores an anchor, for any number of classes.
+_OBJECT_OR_NOT = 2
 # Further layers that move or join scores before a layer that names the number of classes reads them, as in SSD.
-_MOVES_SCORES = {*_TRANSPARENT, "concat", "permute"}
+MOVES_SCORES = frozenset({*_TRANSPARENT, "concat", "permute"})
 
 
 class _Unknown(NetError):
@@ -25,9 +29,10 @@ class _Unknown(NetError):
 
 
 class _Reshaped(NetError):
-    """The outputs of the layer ``classifier`` are several scores for each class."""
+    """The outputs of the layer ``classifier`` are several scores for each of ``classes`` classes."""
 
     classifier = ""
+    classes = 0
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,10 @@ def find_heads(param: NetParameter, names: Iterable[str] | None = None) -> list[
     """Return the classifier layers of a net, in the order of their losses; those of files with both phases once.
 
     A loss that reads the sum (or product, or maximum) of several classifiers' scores, as where two branches meet, has all of them.
-    A SigmoidCrossEntropyLoss that compares a net's output with its own input, as autoencoders do, has none. Without any loss over
-    classes the layers are taken whose scores a layer reads that names the number of classes (SSD's MultiBoxLoss), or else the Softmax
-    layers whose tops are outputs, or the Sigmoid layers.
+    A SigmoidCrossEntropyLoss that compares a net's output with its own input, as autoencoders do, has none, and the two scores of
+    each anchor of region proposals are none where there is another. Without any loss over classes the layers are taken whose scores
+    a layer reads that names the number of classes (SSD's MultiBoxLoss), or else the Softmax layers whose tops are outputs, or the
+    Sigmoid layers. Linear layers that share a classifier's parameters are classifiers as well.
 
     Args:
         param: A ``NetParameter`` in today's form.
@@ -79,19 +85,27 @@ def find_heads(param: NetParameter, names: Iterable[str] | None = None) -> list[
     """
     graphs = phases(param)
     if names is not None:
-        heads = [_named(param, graphs, name) for name in names]
+        heads = _with_twins(param, graphs, [_named(param, graphs, name) for name in names])
         _check_counters(graphs, heads)
         return heads
     found: dict[str, Head] = {}
+    proposals: _Reshaped | None = None
     for graph, index in _score_consumers(graphs):
-        for head in _classifiers(graph, index):
-            found.setdefault(head.layer, head)
+        try:
+            for head in _classifiers(graph, index):
+                found.setdefault(head.layer, head)
+        except _Reshaped as error:
+            if error.classes != _OBJECT_OR_NOT or not detects(graph):
+                raise
+            proposals = error
+    if not found and proposals is not None:
+        raise NetError(f"{proposals.message}; there is no other classifier", layer=proposals.layer)
     if not found:
         raise NetError(
             f"no classifier was found in the net '{param.name}': it has no {SoftmaxWithLoss.TYPE} or other loss over classes, "
             "and no Softmax as an output"
         )
-    heads = [_counted(graphs, head) for head in found.values()]
+    heads = _with_twins(param, graphs, [_counted(graphs, head) for head in found.values()])
     _check_counters(graphs, heads)
     return heads
 
@@ -126,6 +140,17 @@ def compares_classes(layer: LayerParameter) -> bool:
     return traits(layer).role == "loss" and traits(layer).compares in ("classes", "targets")
 
 
+def detects(graph: Graph) -> bool:
+    """Return whether a net has layers for regions, boxes or their targets, or of the user's own that name a number of classes."""
+    for layer in graph.layers.values():
+        facts = traits(layer)
+        if facts.role == "detection" or facts.class_count or facts.names_classes:
+            return True
+        if facts.user_code and named_classes(layer.python_param.param_str):
+            return True
+    return False
+
+
 def copy_class_axis(source: LayerParameter, target: LayerParameter) -> None:
     """Set the class axis of layer ``target`` (a loss, a Softmax or similar) to that of layer ``source``, in place."""
     given, wanted = traits(source).class_axis, traits(target).class_axis
@@ -154,11 +179,21 @@ def _score_consumers(graphs: Sequence[Graph]) -> list[tuple[Graph, int]]:
     if losses:
         return [(graph, i) for graph, i in losses if not _reconstructs(graph, i)]
     counting = [(graph, i) for graph in graphs for i, layer in graph.layers.items() if traits(layer).class_count and layer.bottom]
-    if any(_score_layers(graph, i) for graph, i in counting):
-        return [(graph, i) for graph, i in counting if _score_layers(graph, i)]
-    answers = [(graph, i) for graph in graphs for i, _ in graph.outputs() if traits(graph.layers[i]).loss]
+    counting = [(graph, i) for graph, i in counting if not traits(graph.layers[i]).class_maps and _score_layers(graph, i)]
+    if counting:
+        return counting
+    answers = [(graph, i) for graph in graphs for i in _last_layers(graph) if traits(graph.layers[i]).loss]
     # Probabilities that add up to 1 come before those of one class each.
     return [at for at in answers if traits(at[0].layers[at[1]]).role == "probability"] or answers
+
+
+def _last_layers(graph: Graph) -> list[int]:
+    """Return the indices of the layers that make the outputs, those above a last Reshape in its place."""
+    found: dict[int, None] = {}
+    for index, blob in graph.outputs():
+        makers = [index] if traits(graph.layers[index]).role != "reshape" else graph.walk_up(len(graph.param.layer), blob)
+        found |= dict.fromkeys(list(itertools.islice((i for i in makers if traits(graph.layers[i]).role != "reshape"), 1)))
+    return list(found)
 
 
 def _reconstructs(graph: Graph, index: int) -> bool:
@@ -218,7 +253,7 @@ def _score_layers(graph: Graph, index: int) -> list[int]:
         above = graph.layers[producer]
         if is_linear(above):
             found[producer] = None
-        elif traits(above).role in _MOVES_SCORES:
+        elif traits(above).role in MOVES_SCORES:
             pending += [(producer, blob) for blob in reversed(above.bottom)]
         else:
             return []
@@ -231,16 +266,11 @@ def _counted(graphs: Sequence[Graph], head: Head) -> Head:
     Raises:
         NetError: They name different numbers, or one that its outputs cannot be divided by.
     """
-    counters: dict[tuple[str, str], int] = {}
-    reshapes: dict[str, Any] = {}
-    for graph in graphs:
-        for index, layer in graph.layers.items():
-            if layer.name == head.layer:
-                _collect_counters(graph, index, counters, reshapes)
-    if not counters:
-        return head
-    numbers = set(counters.values())
+    counters, reshapes = collect_counters(graphs, head.layer)
+    numbers = set(counters.values()) or {head.num_output}
     named = " and ".join(f"'{layer}' names {number}" for (layer, _), number in counters.items())
+    if not counters and not head.num_output:
+        return head
     if len(numbers) > 1 or min(numbers) < 1 or head.num_output % min(numbers):
         raise NetError(
             f"has {head.num_output} outputs, but {named} classes, which does not fit; such a classifier must be changed by hand",
@@ -250,6 +280,8 @@ def _counted(graphs: Sequence[Graph], head: Head) -> Head:
     places = dict(head.reshapes)
     for name, layer in reshapes.items():
         dims = list(layer.reshape_param.shape.dim)
+        if name in places and not counters:
+            continue
         if dims.count(classes) == 1:
             places[name] = dims.index(classes)
         elif classes in dims:
@@ -257,8 +289,26 @@ def _counted(graphs: Sequence[Graph], head: Head) -> Head:
     return replace(head, outputs_per_class=head.num_output // classes, counters=tuple(counters), reshapes=tuple(places.items()))
 
 
+def collect_counters(graphs: Sequence[Graph], name: str) -> tuple[dict[tuple[str, str], int], dict[str, Any]]:
+    """Return what depends on the number of outputs of a layer, followed down through layers that move scores.
+
+    Args:
+        graphs: The graphs of both phases.
+        name: The layer's name.
+
+    Returns:
+        (layer, ``settings.field``) → number, of layers that name a number of classes, and the Reshape layers by name.
+    """
+    counters: dict[tuple[str, str], int] = {}
+    reshapes: dict[str, Any] = {}
+    for graph in graphs:
+        for index, layer in graph.layers.items():
+            if layer.name == name:
+                _collect_counters(graph, index, counters, reshapes)
+    return counters, reshapes
+
+
 def _collect_counters(graph: Graph, index: int, counters: dict[tuple[str, str], int], reshapes: dict[str, Any]) -> None:
-    """Follow the tops of the layer at ``index`` down to the layers that name the number of classes, through what moves scores."""
     pending, seen = [(index, top) for top in graph.layers[index].top], set[int]()
     while pending:
         producer, blob = pending.pop()
@@ -270,11 +320,25 @@ def _collect_counters(graph: Graph, index: int, counters: dict[tuple[str, str], 
             if facts.class_count and blob == layer.bottom[min(facts.scores_bottom, len(layer.bottom) - 1)]:
                 counters |= {(layer.name, path): int(getattr(*field_at(layer, path))) for path in facts.class_count}
             # Behind R-FCN's pooling of score maps there still are classes.
-            if facts.role in _MOVES_SCORES or (facts.class_count and facts.role == "detection"):
+            if facts.role in MOVES_SCORES or facts.class_maps:
                 seen.add(consumer)
                 pending += [(consumer, top) for top in layer.top]
                 if facts.channels == "reshaped":
                     reshapes[layer.name] = layer
+
+
+def _with_twins(param: NetParameter, graphs: Sequence[Graph], heads: list[Head]) -> list[Head]:
+    """Return ``heads`` and the layers that compute the same scores of other inputs: those that share their parameters."""
+    known = {head.layer for head in heads}
+    for head in list(heads):
+        shared = {spec.name for layer in param.layer if layer.name == head.layer for spec in layer.param[:1] if spec.name}
+        for layer in param.layer if shared else ():
+            if layer.name in known or (layer.type, traits(layer).num_output(layer)) != (head.type_name, head.num_output):
+                continue
+            if any(spec.name in shared for spec in layer.param[:1]):
+                known.add(layer.name)
+                heads.append(_counted(graphs, Head(layer.name, layer.type, head.num_output, "", 0.0)))
+    return heads
 
 
 def _check_counters(graphs: Sequence[Graph], heads: Sequence[Head]) -> None:
@@ -295,6 +359,7 @@ def _check_counters(graphs: Sequence[Graph], heads: Sequence[Head]) -> None:
 def _follow(
     graph: Graph, loss: LayerParameter, index: int, blob: str, followers: tuple[str, ...], reshapes: tuple[tuple[str, int], ...], axis: int
 ) -> list[Head]:
+    pooled = 0
     at = f"{loss.type} '{loss.name}'"
     where = f"the scores that {at} reads"
     for maker in graph.walk_up(index, blob):
@@ -303,11 +368,14 @@ def _follow(
             outputs = traits(layer).num_output(layer)
             if below := _enlarged(graph, loss, maker, followers, reshapes, axis):
                 return below
-            _check_reshapes(graph, reshapes, layer, outputs)
+            _check_reshapes(graph, reshapes, layer, pooled or outputs)
             return [Head(layer.name, layer.type, outputs, loss.name, loss_weight(loss), followers, reshapes)]
         facts = traits(layer)
         if facts.channels == "kept" and facts.class_axes:
             followers += (layer.name,)
+        elif facts.class_maps:
+            # R-FCN's pooling of score maps: each class has several of the classifier's maps.
+            pooled = facts.named_classes(layer)
         elif facts.channels == "reshaped" and _keeps_classes(layer, axis):
             reshapes += ((layer.name, axis),)
             # Above it the scores are as the classifier gives them.
@@ -364,13 +432,17 @@ def _check_reshapes(graph: Graph, reshapes: tuple[tuple[str, int], ...], classif
     axes = dict(reshapes)
     for layer in graph.layers.values():
         if layer.name in axes and (dim := layer.reshape_param.shape.dim[axes[layer.name]]) not in (0, -1, outputs):
-            error = _Reshaped(
-                f"has {dim} in its shape, but '{classifier.name}' has {outputs} outputs, so several of them belong to each class; "
-                "change such a classifier, and the layers that depend on it, by hand",
-                layer=layer.name,
-            )
-            error.classifier = classifier.name
+            error = _Reshaped(_several(graph, dim, classifier.name, outputs), layer=layer.name)
+            error.classifier, error.classes = classifier.name, dim
             raise error
+
+
+def _several(graph: Graph, classes: int, classifier: str, outputs: int) -> str:
+    """Return what is said of a Reshape to fewer classes than a classifier has outputs."""
+    has = f"has {classes} in its shape, but '{classifier}' has {outputs} outputs"
+    if classes == _OBJECT_OR_NOT and outputs % classes == 0 and detects(graph):
+        return f"{has}: two scores, object or not, for each of {outputs // classes} anchors, which do not depend on the number of classes"
+    return f"{has}, so several of them belong to each class; change such a classifier, and the layers that depend on it, by hand"
 
 
 def _named(param: NetParameter, graphs: Sequence[Graph], name: str) -> Head:

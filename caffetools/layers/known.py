@@ -39,3 +39,17 @@ class MultiBoxLoss(Layer):
     """SSD's loss of boxes and class scores."""
 
     TRAITS = Traits(role="loss", class_count=("multibox_loss_param.num_classes",), scores_bottom=1)
+
+
+@declare("ProposalTarget")
+class ProposalTarget(Layer):
+    """Labels and box targets of sampled regions (Cascade R-CNN)."""
+
+    TRAITS = Traits(names_classes=("proposal_target_param.cls_num",))
+
+
+@declare("DetectionEvaluate")
+class DetectionEvaluate(Layer):
+    """Compares detections with labelled boxes (SSD)."""
+
+    TRAITS = Traits(role="metric", names_classes=("detection_evaluate_param.num_classes",))

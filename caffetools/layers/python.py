@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -95,6 +96,22 @@ class UserBlobs(BlobVec):
     def shapes(self) -> list[Shape]:
         """The shapes of the blobs."""
         return [tuple(blob.shape) for blob in self._list]
+
+
+# A number of classes in the text for a user's class: 'num_classes': 21 of YAML, of JSON or of a dictionary, num_classes=21.
+_CLASSES = re.compile(
+    r"""\b((?:n|num|number_of)_?_?(?:classes|class|cls)|(?:class|cls)_?(?:num|count)|classes)(["']?\s*[:=]\s*)(\d+)\b""", re.IGNORECASE
+)
+
+
+def named_classes(param_str: str) -> list[int]:
+    """Return the numbers of classes that a ``param_str`` names, such as 21 of ``'num_classes': 21``."""
+    return [int(found[3]) for found in _CLASSES.finditer(param_str)]
+
+
+def with_classes(param_str: str, before: int, classes: int) -> str:
+    """Return a ``param_str`` in which each number of classes that is ``before`` is ``classes``."""
+    return _CLASSES.sub(lambda found: f"{found[1]}{found[2]}{classes}" if int(found[3]) == before else found[0], param_str)
 
 
 @register("Python")

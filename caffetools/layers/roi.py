@@ -132,7 +132,7 @@ class PSROIPooling(RoiLayer):
     empty bin gives 0. Dai et al. (2016), R-FCN.
     """
 
-    TRAITS = Traits(role="detection", settings="psroi_pooling_param", class_count=("psroi_pooling_param.output_dim",))
+    TRAITS = Traits(role="detection", settings="psroi_pooling_param", class_count=("psroi_pooling_param.output_dim",), class_maps=True)
 
     def setup(self, bottoms: Shapes) -> Shapes:
         _, c, _, _ = self.expect_axes(bottoms[0], 4)

@@ -60,6 +60,9 @@ class Traits:
             blob has no such axis. Blobs behind the end of the tuple have none.
         channels: What becomes of the bottom's channels; "kept" layers may stand between a classifier and its loss.
         class_count: Further fields, as ``settings.field`` paths, that name the number of classes.
+        class_maps: Whether it pools maps of scores, whose ``class_count`` is the number of its top's channels.
+        names_classes: Fields, as ``settings.field`` paths, that name the number of classes of types that do not read the scores: of what
+            makes labels for training, or compares detections with labels.
         scores_bottom: For types with a ``class_count``, the bottom that holds the scores.
         label_bottoms: The bottoms that hold labels, known in training only.
         compares: For losses, what the scores are compared with.
@@ -90,6 +93,8 @@ class Traits:
     class_axes: tuple[int | None, ...] = ()
     channels: Channels = "mixed"
     class_count: tuple[str, ...] = ()
+    class_maps: bool = False
+    names_classes: tuple[str, ...] = ()
     scores_bottom: int = 0
     label_bottoms: tuple[int, ...] = ()
     compares: Compares = ""
@@ -119,6 +124,10 @@ class Traits:
     def num_output(self, layer: LayerParameter) -> int:
         """Return the number of outputs that a ``LayerParameter`` of this type names; 0 where the type names none."""
         return int(getattr(self.settings_of(layer), self.outputs)) if self.outputs else 0
+
+    def named_classes(self, layer: LayerParameter) -> int:
+        """Return the number of classes in the first of the fields of ``class_count``; 0 where the type has none."""
+        return int(getattr(*field_at(layer, self.class_count[0]))) if self.class_count else 0
 
 
 def field_at(layer: LayerParameter, path: str) -> tuple[Any, str]:

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import shlex
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ PathLike = str | os.PathLike[str]
 WEIGHTS = "weights.caffemodel"
 
 
-def check_free(folder: PathLike, *, force: bool = False, weights: bool = False) -> None:
-    """Raise :class:`CaffeToolsError` where a file of a project is in ``folder`` already and ``force`` is not set."""
-    taken = [name for name in (*FILES, *([WEIGHTS] if weights else [])) if (Path(folder) / name).exists()]
+def check_free(folder: PathLike, *, force: bool = False, weights: bool = False, files: Iterable[str] = FILES) -> None:
+    """Raise :class:`CaffeToolsError` where one of the ``files`` of a project is in ``folder`` already and ``force`` is not set."""
+    taken = [name for name in (*files, *([WEIGHTS] if weights else [])) if (Path(folder) / name).exists()]
     if taken and not force:
         raise CaffeToolsError("already exists", path=Path(folder) / taken[0], hint="give another folder, or --force to replace it")
 
@@ -87,12 +88,12 @@ def _from_here(planned: str, solver: Path) -> str:
 
 
 def write_messages(
-    messages: tuple[Any, ...], folder: PathLike, head: str, weights: Caffemodel | None = None, *, planned: str = ""
+    messages: Mapping[str, Any], folder: PathLike, head: str, weights: Caffemodel | None = None, *, planned: str = ""
 ) -> list[Path]:
-    """Write messages under the first of :data:`FILES`, and the weights, all or none.
+    """Write messages under names of :data:`FILES`, and the weights, all or none.
 
     Args:
-        messages: In the order of :data:`FILES`; the second is the solver.
+        messages: By file name.
         folder: Created if missing.
         head: Comment lines at the beginning of each file.
         weights: Written as :data:`WEIGHTS`, if given.
@@ -101,9 +102,9 @@ def write_messages(
     Returns:
         The paths written.
     """
-    paths = [Path(folder) / name for name in FILES[: len(messages)]]
+    paths = [Path(folder) / name for name in messages]
     with atomic_files() as write:
-        for path, message in zip(paths, messages, strict=True):
+        for path, message in zip(paths, messages.values(), strict=True):
             more = f"{_PLANNED}{planned}\n" if planned and path.name == FILES[1] else ""
             write(path, (head + more + format_text(message)).encode())
         if weights is not None:

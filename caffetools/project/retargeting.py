@@ -10,8 +10,8 @@ from pathlib import Path
 
 from caffetools.data.datasets.card import DatasetCard
 from caffetools.errors import NetError
-from caffetools.graph.classifiers import find_heads
-from caffetools.graph.graph import Graph, graphs_present, shapes_in
+from caffetools.graph.classifiers import detects, find_heads
+from caffetools.graph.graph import Graph, graphs_present, phases, shapes_in
 from caffetools.graph.inputs import as_shapes
 from caffetools.graph.stages import Stages, deploy_stage, find_stages, resolve_stages, stage_names
 from caffetools.graph.summary import summarize
@@ -43,7 +43,7 @@ from caffetools.surgery.class_incremental import Classes, extend_classifier_weig
 from caffetools.surgery.deploy import deploy_from
 from caffetools.surgery.freezing import Tuning, tune
 from caffetools.surgery.layer_edits import LayerEdits, retarget_with_edits
-from caffetools.surgery.losses import losses_of
+from caffetools.surgery.losses import NotDeployable, losses_of
 from caffetools.surgery.retarget import HEAD_LR_MULT, Retargeted, check_classes
 
 __all__ = [
@@ -72,6 +72,7 @@ class RetargetResult:
         original: The net before retargeting, a ``NetParameter`` in today's form.
         weights: Trained parameters that still fit, to start training from; None if no weights were given.
         file_names: The names of files as the net has them, by those that are found from the working directory.
+        missing: Files that cannot be made of this net (``train_val.prototxt``, ``deploy.prototxt``) → why; what they would hold is empty.
     """
 
     retargeted: Retargeted
@@ -82,6 +83,12 @@ class RetargetResult:
     original: NetParameter = field(default_factory=NetParameter)
     weights: Caffemodel | None = None
     file_names: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[str]:
+        """The names of the prototxts that are written."""
+        return [name for name in FILES if name not in self.missing]
 
     @property
     def train_val(self) -> NetParameter:
@@ -131,7 +138,7 @@ class RetargetResult:
             CaffeToolsError: a file exists and ``force`` is not set.
             RunFailed: a file cannot be written.
         """
-        check_free(folder, force=force, weights=self.weights is not None)
+        check_free(folder, force=force, weights=self.weights is not None, files=self.files)
         self.solver.net = str(Path(folder) / FILES[0])
         self.solver.snapshot_prefix = str(Path(folder) / "snapshot")
         return write_retarget(self, folder, self.weights)
@@ -155,6 +162,7 @@ def prepare_retarget(
     input_shape: Shape | Mapping[str, Shape] | None = None,
     weights: PathLike | Caffemodel | None = None,
     stages: Stages | None = None,
+    partial: bool = False,
 ) -> RetargetResult:
     """Retarget a net to ``classes``, and make its solver and its deploy net. Nothing is written.
 
@@ -175,6 +183,8 @@ def prepare_retarget(
         input_shape: (N, C, H, W) or (C, H, W) of the deploy net's input, or shapes by blob, if the data layers do not give them.
         weights: The .caffemodel that training starts from; no new classifier gets the name of a layer in it.
         stages: Stages of training, testing and use, where the net's rules name stages; by default those that it needs.
+        partial: Leave out the files that cannot be made of a detector's net: of one for training, whose targets need labels, the deploy
+            net; of one for testing, which has no loss, the net for training and its solver.
 
     Raises:
         NetError: the net cannot be retargeted or deployed; the message has the file and the line.
@@ -202,13 +212,14 @@ def prepare_retarget(
         if dataset is not None:
             check_crops(made.train_val, dataset)
             made.changes += fit_batches(made.train_val, dataset, train=options.train_batch is None, val=options.val_batch is None)
-        _check_loss(made.train_val)
-        has_loss = made.loss_layer in {loss.name for loss in losses_of(made.train_val).values()}
-        if stages.deploy is not None:
-            plan = _Edits(classes, edits or LayerEdits(), tuning, head_lr_mult, [head.layer for head in find_heads(original, heads)])
-            deploy = _deploy_stage(whole, stages.deploy, made, plan, shapes)
-        else:
-            deploy = deploy_from(made.train_val, input_shape=shapes, heads=[made.loss_layer] if has_loss else None)
+        missing = _missing_loss(made.train_val, partial=partial)
+        plan = _Edits(classes, edits or LayerEdits(), tuning, head_lr_mult, heads)
+        try:
+            deploy = _deploy_net(whole, original, stages, made, plan, shapes)
+        except NotDeployable as error:
+            if not partial:
+                raise
+            deploy, missing[FILES[2]] = NetParameter(), error.message
         check_parameter_shapes_match(made.train_val, deploy, shapes)
     like = read_solver(trained_by) if trained_by is not None else None
     solver = solver_in(made.train_val, folder, epochs=epochs, base_lr=base_lr, seed=seed, like=like)
@@ -219,7 +230,7 @@ def prepare_retarget(
         solver.test_state.add(stage=stages.test)
     origin = Path(param.name or "net") if isinstance(source, NetParameter) else Path(source)
     made.changes = [replace(change, before=names.get(change.before, change.before)) for change in made.changes]
-    return RetargetResult(made, solver, deploy, origin, shapes, original, file_names=names)
+    return RetargetResult(made, solver, deploy, origin, shapes, original, file_names=names, missing=missing)
 
 
 @dataclass(frozen=True)
@@ -230,14 +241,27 @@ class _Edits:
     layers: LayerEdits
     tuning: Tuning
     head_lr_mult: float
-    heads: list[str]
+    heads: Iterable[str] | None
 
 
-def _deploy_stage(whole: NetParameter, stages: Iterable[str], made: Retargeted, edits: _Edits, shapes: Mapping[str, Shape]) -> NetParameter:
+def _deploy_net(
+    whole: NetParameter, original: NetParameter, stages: Stages, made: Retargeted, edits: _Edits, shapes: Mapping[str, Shape]
+) -> NetParameter:
+    """Return the deploy net: that of the file's stage for use, or what follows from the retargeted net for training."""
+    if stages.deploy is not None:
+        heads = [head.layer for head in find_heads(original, edits.heads)]
+        return _deploy_stage(whole, stages.deploy, made, edits, heads, shapes)
+    has_loss = made.loss_layer in {loss.name for loss in losses_of(made.train_val).values()}
+    return deploy_from(made.train_val, input_shape=shapes, heads=[made.loss_layer] if has_loss else None)
+
+
+def _deploy_stage(
+    whole: NetParameter, stages: Iterable[str], made: Retargeted, edits: _Edits, found: list[str], shapes: Mapping[str, Shape]
+) -> NetParameter:
     """Return the net of the deploy stage with the edits that the net for training had, and its layers' new names."""
     net = deploy_stage(whole, stages, made.train_val, shapes)
     present = {layer.name for layer in net.layer}
-    heads = [name for name in edits.heads if name in present]
+    heads = [name for name in found if name in present]
     if heads:
         lr = edits.head_lr_mult
         changed = retarget_with_edits(net, edits.classes, edits.layers, edits.tuning, shapes, head_lr_mult=lr, heads=heads, taken=present)
@@ -321,9 +345,11 @@ def write_retarget(project: RetargetResult, folder: PathLike, weights: Caffemode
     """
     train_val = type(project.train_val).FromString(project.train_val.SerializeToString())
     restore_sources(train_val, project.file_names, Path(folder) / FILES[0])
-    messages = (train_val, project.solver, project.deploy)
+    messages = dict(zip(FILES, (train_val, project.solver, project.deploy), strict=True))
+    messages = {name: messages[name] for name in project.files}
     paths = write_messages(messages, folder, f"# Written by caffetools retarget from {project.source.name}.\n", weights, planned=planned)
-    update_preprocessing(paths[2], project.preprocessing)
+    if FILES[2] in messages:
+        update_preprocessing(Path(folder) / FILES[2], project.preprocessing)
     return paths
 
 
@@ -335,12 +361,18 @@ def _origin(weights: PathLike | Caffemodel) -> str:
     return "the weights" if isinstance(weights, Caffemodel) else os.fspath(weights)
 
 
-def _check_loss(net: NetParameter) -> None:
-    if not losses_of(net):
-        raise NetError(
-            f"the net '{net.name}' has no loss, so it cannot be trained; give its train_val prototxt, "
-            "or make one of it first (caffetools trainable)"
-        )
+def _missing_loss(net: NetParameter, *, partial: bool) -> dict[str, str]:
+    """Return the files that a net without a loss has no content for, with the reason.
+
+    Raises:
+        NetError: There is no loss, and the net is not the one for testing of a detector, or ``partial`` is not set.
+    """
+    if losses_of(net):
+        return {}
+    why = f"the net '{net.name}' has no loss, so it cannot be trained"
+    if partial and any(detects(graph) for graph in phases(net)):
+        return dict.fromkeys(FILES[:2], why)
+    raise NetError(f"{why}; give its train_val prototxt, or make one of it first (caffetools trainable)")
 
 
 def _check_wiring(param: NetParameter) -> None:

@@ -118,7 +118,9 @@ def write_trainable(made: Trainable, folder: PathLike, *, force: bool = False) -
     taken = [path for name in FILES[:2] if (path := Path(folder) / name).exists()]
     if taken and not force:
         raise CaffeToolsError("already exists", path=taken[0], hint="give another folder, or --force to replace it")
-    return write_messages((made.train_val, made.solver), folder, f"# Written by caffetools trainable from {made.source.name}.\n")
+    return write_messages(
+        {FILES[0]: made.train_val, FILES[1]: made.solver}, folder, f"# Written by caffetools trainable from {made.source.name}.\n"
+    )
 
 
 def trainable_from(

@@ -27,6 +27,7 @@ from caffetools.net.topology import check_blob_graph
 from caffetools.proto.schema import TEST, LayerParameter, NetParameter
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.surgery.losses import (
+    NotDeployable,
     OutputPoint,
     check_no_label_inputs,
     chosen_losses,
@@ -166,7 +167,9 @@ def _with_inputs(net: NetParameter, shapes: dict[str, Shape], batch: int) -> Net
     for i in read_data:
         unknown = next((top for top in guessed_tops(net.layer[i]) if top not in shapes), None)
         if unknown is not None:
-            raise NetError(f"the shape of its blob '{unknown}' is not known; give --input-shape {unknown}=SHAPE", layer=net.layer[i].name)
+            raise NotDeployable(
+                f"the shape of its blob '{unknown}' is not known; give --input-shape {unknown}=SHAPE", layer=net.layer[i].name
+            )
     inputs = {top for layer in net.layer if not layer.bottom for top in layer.top}
     net = data_layers_to_inputs(net, {name: shape for name, shape in shapes.items() if name in inputs}, batch=batch)
     for i in read_data:

@@ -14,6 +14,10 @@ from caffetools.layers.registry import is_known, traits
 from caffetools.proto.schema import LayerParameter, NetParameter
 
 
+class NotDeployable(NetError):
+    """A layer that the deployed outputs depend on needs labels or computes targets for a loss, or what an input holds is not known."""
+
+
 @dataclass(frozen=True)
 class OutputPoint:
     """Where a deploy net ends for one loss.
@@ -169,21 +173,21 @@ def check_no_label_inputs(graph: Graph, net: NetParameter, kept: Collection[int]
         labels: The label blobs; see :func:`label_blobs`.
 
     Raises:
-        NetError: A layer does.
+        NotDeployable: A layer does.
     """
     compared = {blob: layer for layer in net.layer if is_loss(layer) for blob in layer.bottom[1:]}
     for i in sorted(kept):
         layer = graph.layers[i]
         reads = [bottom for bottom in layer.bottom if (graph.producer(i, bottom), bottom) in labels]
         if reads and len(reads) < len(layer.bottom):
-            raise NetError(
+            raise NotDeployable(
                 f"depends on label blob '{reads[0]}', which is not available at inference, and the deployed outputs depend on it; "
                 "remove or replace this layer in the file first",
                 layer=layer.name,
             )
         targets = [top for top in layer.top if top in compared]
         if targets and layer.bottom and (traits(layer).user_code or not is_known(layer.type)):
-            raise NetError(
+            raise NotDeployable(
                 f"produces '{targets[0]}' for the loss '{compared[targets[0]].name}', so it is a layer for training; "
                 "remove or replace this layer in the file first",
                 layer=layer.name,

@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from caffetools.errors import CaffeToolsError, NetError
+from caffetools.graph.box_regressors import BOX, box_regressors
 from caffetools.graph.classifiers import Head, classifier_param, find_heads, is_classifier, primary_classifier
-from caffetools.graph.graph import names_in_use, rename_blob
+from caffetools.graph.graph import names_in_use, phases, rename_blob
 from caffetools.layers.accuracy import Accuracy
 from caffetools.layers.registry import traits
 from caffetools.layers.traits import field_at
 from caffetools.proto.schema import FillerParameter, LayerParameter, NetParameter
 from caffetools.proto.upgrades.v1 import upgrade_net
 from caffetools.surgery.changes import Change, manual_review_notes, number
+from caffetools.surgery.detection import other_counts, refit_named_classes, refit_places, renamed_boxes
 from caffetools.surgery.freezing import describe_filler, learned_blobs
 
 # How much faster than the rest a new classifier learns, as in Caffe's fine-tuning examples.
@@ -37,6 +39,7 @@ class Retargeted:
         added: The names of inserted layers.
         loss_layer: The loss that reads the primary classifier; "" where it is not known.
         notes: Layers that seem to depend on the number of classes too, and need a manual change.
+        remarks: What else to know.
     """
 
     train_val: NetParameter
@@ -45,6 +48,7 @@ class Retargeted:
     added: list[str] = field(default_factory=list)
     loss_layer: str = ""
     notes: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def reinitialized(self) -> set[str]:
@@ -91,22 +95,30 @@ def retarget(
     if heads is None and len({head.classes for head in found}) > 1:
         counts = ", ".join(f"'{head.layer}' has {head.classes}" for head in found)
         raise NetError(f"the net's classifiers have different numbers of classes: {counts}; name those to retarget (--head)")
-    _check_sharing(net, found)
+    boxes = {head.layer: box_regressors(phases(net), head) for head in found}
+    _check_sharing(net, {*boxes, *(regressor.layer for regressors in boxes.values() for regressor in regressors)})
     result = Retargeted(net, loss_layer=primary_classifier(found).loss_layer)
     usual, names = _usual_rate(net, found), frozenset(taken)
     for head in found:
         fresh = (lambda name: name) if keep_names else partial(_fresh, net, head.classes, classes, suffix, names)
         _rename_head(result, head, fresh)
-        for layer in net.layer:
-            if (layer.name, layer.type) == (result.renamed[head.layer], head.type_name):
-                _resize_classifier(layer, classes * head.outputs_per_class, filler, result)
-                _raise_rates(layer, head_lr_mult, usual, result)
+        learn = partial(_resize, net, filler=filler, factor=head_lr_mult, usual=usual, result=result)
+        learn(result.renamed[head.layer], head.type_name, classes * head.outputs_per_class)
+        for regressor in boxes[head.layer]:
+            # Its top keeps its name, by which scripts read the boxes.
+            _rename(net, regressor.layer, fresh(regressor.layer), result)
+            learn(result.renamed[regressor.layer], None, BOX * classes * head.outputs_per_class)
+            result.changes += refit_places(net, regressor, head.classes, classes)
         _refit_reshapes(net, head, classes, result)
         _refit_counters(net, head, classes, result)
         _refit_deconvolutions(net, head, classes, result)
         _refit_centers(net, head, classes, fresh, result)
+    for count in {head.classes for head in found}:
+        result.changes += refit_named_classes(net, count, classes)
     _fit_accuracies(net, classes, result)
     result.notes = manual_review_notes(net, found, result.renamed)
+    result.notes += other_counts(net, found)
+    result.remarks = renamed_boxes(net, {one.layer: result.renamed[one.layer] for some in boxes.values() for one in some})
     # A net with both phases has some layers twice; each change is listed once.
     result.changes = list(dict.fromkeys(result.changes))
     return result
@@ -222,6 +234,24 @@ def _fresh(net: NetParameter, before: int, classes: int, suffix: str | None, tak
     return fresh_name(net, name, before, classes, suffix, taken)
 
 
+def _resize(
+    net: NetParameter,
+    name: str,
+    type_name: str | None,
+    outputs: int,
+    *,
+    filler: FillerParameter | None,
+    factor: float,
+    usual: float,
+    result: Retargeted,
+) -> None:
+    """Give the layers of a name (and a type) other outputs, and let them learn ``factor`` times as fast."""
+    for layer in net.layer:
+        if layer.name == name and (type_name is None or layer.type == type_name):
+            _resize_classifier(layer, outputs, filler, result)
+            _raise_rates(layer, factor, usual, result)
+
+
 def _resize_classifier(layer: LayerParameter, classes: int, filler: FillerParameter | None, result: Retargeted) -> None:
     param = classifier_param(layer)
     if param.num_output != classes:
@@ -257,7 +287,8 @@ def _usual_rate(net: NetParameter, heads: list[Head]) -> float:
 def _raise_rates(layer: LayerParameter, factor: float, usual: float, result: Retargeted) -> None:
     if factor == 1:
         return
-    blobs = learned_blobs(layer)
+    # A classifier with fields that are not computed here (Intel's int8) is not known by its class.
+    blobs = learned_blobs(layer) or 1 + getattr(classifier_param(layer), "bias_term", False)
     before = [layer.param[i].lr_mult if i < len(layer.param) else 1.0 for i in range(blobs)]
     if usual and before[0] >= factor * usual:
         return
@@ -288,8 +319,7 @@ def _fit_accuracies(net: NetParameter, classes: int, result: Retargeted) -> None
             result.changes.append(Change(layer.name, "top_k", str(top_k), "1"))
 
 
-def _check_sharing(net: NetParameter, heads: list[Head]) -> None:
-    names = {head.layer for head in heads}
+def _check_sharing(net: NetParameter, names: Collection[str]) -> None:
     shared = {spec.name: layer.name for layer in net.layer if layer.name not in names for spec in layer.param if spec.name}
     for layer in net.layer:
         for spec in layer.param if layer.name in names else ():

@@ -167,11 +167,11 @@ def test_retarget_deploys_the_classifier_that_it_retargeted(tmp_path: Path) -> N
 def test_what_else_depends_on_the_number_of_classes_is_reported() -> None:
     boxes = 'layer { name: "boxes" type: "InnerProduct" bottom: "fc5" top: "boxes" inner_product_param { num_output: 40 } }'
     reported = (
-        'layer { name: "p" type: "Python" bottom: "fc5" top: "p" python_param { module: "m" layer: "L" param_str: "\'num_classes\': 10" } }'
+        'layer { name: "p" type: "Python" bottom: "fc5" top: "p" python_param { module: "m" layer: "L" param_str: "classes of 10" } }'
     )
     assert retarget(net_of(DATA + BODY + FC6 + LOSS + boxes + reported), 7).notes == [
         "layer 'boxes' has 40 outputs, 4 for each of the 10 old classes",
-        """layer 'p' has the parameters "'num_classes': 10\"""",
+        "layer 'p' has the parameters 'classes of 10'",
     ]
     assert retarget(net_of(TINY), 7).notes == []
 

@@ -39,7 +39,7 @@ def published(wild: Path) -> Iterator[tuple[Path, Any]]:
 
 
 def _retarget(path: Path, folder: Path, shape: Any) -> Any:
-    return prepare_retarget(path, 120, folder, input_shape=shape)
+    return prepare_retarget(path, 120, folder, input_shape=shape, partial=True)
 
 
 def _deploy(net: NetParameter, shape: Any) -> Any:
@@ -91,8 +91,7 @@ def test_every_published_prototxt_is_a_net_or_a_solver_that_prints_to_itself_or_
 def test_every_published_net_for_training_is_retargeted_and_deployed_where_it_is_a_classifier(wild: Path, tmp_path: Path) -> None:
     reasons = {
         "no classifier": "no classifier was found in the net",
-        "several scores a class": "so several of them belong to each class",
-        "regions": "give --input-shape rois=SHAPE",
+        "proposals alone": "which do not depend on the number of classes; there is no other classifier",
     }
     came: Counter[str] = Counter()
     for path, net in published(wild):
@@ -104,10 +103,13 @@ def test_every_published_net_for_training_is_retargeted_and_deployed_where_it_is
             continue
         heads = [layer for layer in made.deploy.layer if layer.name in made.retargeted.renamed.values()]
         scores = [layer for layer in made.retargeted.train_val.layer if layer.name in made.retargeted.renamed.values()]
+        if made.missing:
+            came["no deploy net"] += 1
+            continue
         # Where a margin is the head, it is for training, and the deploy net ends in the embedding below.
         assert heads or all(layer.type == "MarginInnerProduct" for layer in scores), path
         assert not has_labels(made.deploy), path
-    assert came == {"done": 71, "no classifier": 10, "several scores a class": 41, "regions": 11}
+    assert came == {"done": 117, "no deploy net": 46, "no classifier": 10, "proposals alone": 6}
 
 
 def test_every_published_net_for_training_is_deployed_or_needs_what_is_there_in_training_only(wild: Path) -> None:
