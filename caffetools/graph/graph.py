@@ -163,8 +163,11 @@ def unused_name(param: NetParameter, name: str) -> str:
 
 def names_in_use(param: NetParameter) -> set[str]:
     """Return all names of layers and blobs of all phases."""
-    layers = {layer.name for layer in param.layer}
-    return layers | {blob for layer in param.layer for blob in (*layer.bottom, *layer.top)} | set(param.input)
+    used = set(param.input)
+    for layer in param.layer:
+        used.add(layer.name)
+        used.update(layer.bottom, layer.top)
+    return used
 
 
 def rename_blob(param: NetParameter, old: str, new: str) -> None:

@@ -75,7 +75,7 @@ def source_param(layer: LayerParameter) -> Any:
 def data_layers(net: NetParameter, phase: int) -> list[Any]:
     """Return the data layers of ``phase`` that read a source: Data, ImageData, HDF5Data and WindowData."""
     state = make_state(phase)
-    layers = [layer for layer in net.layer if is_data_layer(layer) and layer_included(layer, state)]
+    layers = [layer for layer in net.layer if not layer.bottom and is_data_layer(layer) and layer_included(layer, state)]
     return [layer for layer in layers if traits(layer).file_source]
 
 

@@ -41,7 +41,7 @@ class Stages:
 
 def stage_names(param: NetParameter) -> list[str]:
     """Return the names of the stages in the rules of a net in today's form, in their order."""
-    rules = [rule for layer in param.layer for rule in (*layer.include, *layer.exclude)]
+    rules = [rule for layer in param.layer for field in (layer.include, layer.exclude) if field for rule in field]
     return list(dict.fromkeys(name for rule in rules for name in (*rule.stage, *rule.not_stage)))
 
 

@@ -162,7 +162,7 @@ def parameter_shapes(
         NetError: As :func:`summarize`.
     """
     given = named_shapes(filter_net(whole, make_state(phase)), shapes) if shapes else {}
-    guessed = {top for layer in layers for top in guessed_tops(layer)} - given.keys()
+    guessed = {top for layer in layers if not layer.bottom for top in guessed_tops(layer)} - given.keys()
     known: dict[str, Shape | None] = {}
     found: list[list[Shape] | None] = []
     for layer in layers:
@@ -172,10 +172,15 @@ def parameter_shapes(
             known.update(zip(tops, row.shapes, strict=True))
             found.append(row.parameters)
             continue
-        if not known.keys() >= set(bottoms) or any(top in known and top not in bottoms for top in tops):
-            # Something is wrong, so the check raises an error.
+        try:
+            given_shapes = [known[bottom] for bottom in bottoms]
+        except KeyError:
+            # The check raises an error that says why.
             check_blob_graph(layers, whole)
-        facts = _derive(layer, [known[bottom] for bottom in bottoms], phase, guessed)
+            raise
+        if not known.keys().isdisjoint(tops) and any(top in known and top not in bottoms for top in tops):
+            check_blob_graph(layers, whole)
+        facts = _derive(layer, given_shapes, phase, guessed)
         shapes_of_tops: Sequence[Shape | None] = facts.tops or [None] * len(tops)
         known.update(zip(tops, shapes_of_tops, strict=False))
         found.append(facts.parameters)
@@ -269,7 +274,7 @@ def _derive(layer: LayerParameter, bottoms: Sequence[Shape | None], phase: int, 
 
 
 def _layer_facts(param: LayerParameter, bottoms: list[Shape], phase: int) -> _Facts:
-    settings = NetParameter().layer.add()
+    settings = type(param)()
     settings.CopyFrom(param)
     for name in _PLACE:
         settings.ClearField(name)

@@ -187,6 +187,11 @@ class Layer(ObservedModule):
         return cls.TRAITS
 
     @classmethod
+    def has_fixed_traits(cls) -> bool:
+        """Return whether the traits of all layers of this class are the same, whatever their settings."""
+        return not any("traits" in vars(base) for base in cls.__mro__[: cls.__mro__.index(Layer)])
+
+    @classmethod
     def draws_globally(cls) -> bool:
         """Return whether layers of this class may draw from the global random states, which belong to the whole process."""
         return cls.DRAWS_GLOBALLY if cls.DRAWS_GLOBALLY is not None else not cls.__module__.startswith("caffetools.")

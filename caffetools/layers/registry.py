@@ -31,6 +31,8 @@ _LAYERS: dict[str, type[Layer]] = {}
 _generation = 0
 # Classes of types that are not computed, of which other rooms need to know something.
 _DECLARED: dict[str, type[Layer]] = {}
+# The traits of types whose layers all have the same, as they were asked for: nets of thousands of layers are asked many times.
+_FIXED: dict[str, Traits] = {}
 # Entry points that could not be loaded, and why.
 _BROKEN: dict[str, str] = {}
 
@@ -74,6 +76,7 @@ def generation() -> int:
 def _changed() -> None:
     global _generation
     _generation += 1
+    _FIXED.clear()
 
 
 def declare(*types: str) -> Callable[[T], T]:
@@ -87,6 +90,7 @@ def declare(*types: str) -> Callable[[T], T]:
 
     def bind(layer_class: T) -> T:
         _DECLARED.update(dict.fromkeys(types, layer_class))
+        _FIXED.clear()
         return layer_class
 
     return bind
@@ -142,13 +146,14 @@ def traits(layer: LayerParameter | str) -> Traits:
         in "Loss", as those of all forks do.
     """
     name = layer if isinstance(layer, str) else layer.type
-    found = _LAYERS.get(name)
+    if (fixed := _FIXED.get(name)) is not None:
+        return fixed
+    found = described(name)
     if found is None:
-        _load()
-        found = described(name)
-    if found is not None:
-        return found.TRAITS if isinstance(layer, str) else found.traits(layer)
-    return _UNKNOWN_LOSS if name.endswith("Loss") else _UNKNOWN
+        return _UNKNOWN_LOSS if name.endswith("Loss") else _UNKNOWN
+    if found.has_fixed_traits():
+        return _FIXED.setdefault(name, found.TRAITS)
+    return found.TRAITS if isinstance(layer, str) else found.traits(layer)
 
 
 def suggestion(type_name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from caffetools.errors import NetError, did_you_mean
@@ -41,41 +40,39 @@ def check_blob_graph(layers: Iterable[LayerParameter], whole: NetParameter | Non
     produced: dict[str, str] = {}
     readers: dict[str, str] = {}
     for layer in layers:
-        for bottom in layer.bottom:
+        # Lists of Python: each access to a repeated field costs as much as the whole check of one name.
+        name, bottoms, tops, weights = layer.name, list(layer.bottom), list(layer.top), layer.loss_weight
+        for bottom in bottoms:
             if bottom not in produced:
                 raise _unknown_bottom(layer, bottom, layers, produced, whole)
-        own = Counter(layer.top)
-        for place, top in enumerate(layer.top):
-            if own[top] > 1 or (top in produced and top not in layer.bottom):
+        for place, top in enumerate(tops):
+            if tops.count(top) > 1 or (top in produced and top not in bottoms):
                 raise NetError(
-                    f"its top '{top}' is already made by layer '{produced.get(top, layer.name)}', and it does not work in place",
-                    layer=layer.name,
+                    f"its top '{top}' is already made by layer '{produced.get(top, name)}', and it does not work in place", layer=name
                 )
             if top in produced:
-                _check_in_place(layer, place, readers)
-        for bottom in layer.bottom:
-            readers[bottom] = f"layer '{layer.name}' reads"
-        for place, top in enumerate(layer.top):
-            produced[top] = layer.name
+                _check_in_place(name, top, place, bottoms, readers)
+        readers.update(dict.fromkeys(bottoms, f"layer '{name}' reads"))
+        for place, top in enumerate(tops):
+            produced[top] = name
             readers.pop(top, None)
-            if any(layer.loss_weight[place : place + 1]):
-                readers[top] = f"the loss weight of layer '{layer.name}' reads"
+            if weights and any(weights[place : place + 1]):
+                readers[top] = f"the loss weight of layer '{name}' reads"
 
 
-def _check_in_place(layer: LayerParameter, place: int, readers: Mapping[str, str]) -> None:
+def _check_in_place(layer: str, top: str, place: int, bottoms: Sequence[str], readers: Mapping[str, str]) -> None:
     """Refuse what Caffe refuses, which gives the readers of a blob copies by a Split: a layer that reads one of these writes no blob in place."""
-    top = layer.top[place]
     if top in readers:
         raise NetError(
             f"it writes its top '{top}' in place, which {readers[top]} before; Caffe refuses that (the top is \"produced by multiple sources\"): "
             "give it a top of its own",
-            layer=layer.name,
+            layer=layer,
         )
-    if list(layer.bottom).count(top) > 1 or list(layer.bottom[place : place + 1]) != [top]:
+    if bottoms.count(top) > 1 or list(bottoms[place : place + 1]) != [top]:
         raise NetError(
             f"its top '{top}' is its bottom too, in another place or twice, and Caffe refuses that (the top is \"produced by multiple sources\"): "
             "give it a top of its own",
-            layer=layer.name,
+            layer=layer,
         )
 
 

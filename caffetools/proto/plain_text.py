@@ -24,6 +24,8 @@ _PART = re.compile(
     r"([A-Za-z_][0-9A-Za-z_]*)\s*(?:(:?\s*\{)|:\s*(?:([0-9A-Za-z_.+-]+)|\"([^\"\\\n]*)\"|'([^'\\\n]*)')(?:\s*[,;])?)"
     r"|(\})(?:\s*[,;])?|#[^\n]*|(\S)"
 )
+# No net has blocks nested deeper, or longer strings: both only cost time and memory.
+DEEPEST, LONGEST_STRING = 100, 1 << 20
 _BLOCK, _WORD, _DOUBLE, _SINGLE, _END, _OTHER = 2, 3, 4, 5, 6, 7
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,19})")
 # A zero before other digits would be an octal number, which protobuf refuses here.
@@ -62,7 +64,7 @@ def _merge(text: str, message: Message) -> bool:
         if not repeated and message.HasField(name):
             return False
         if kind == _BLOCK:
-            if read is not None:
+            if read is not None or len(above) == DEEPEST:
                 return False
             above.append((message, fields))
             inner = getattr(message, name)
@@ -74,9 +76,10 @@ def _merge(text: str, message: Message) -> bool:
             fields = _fields(message.DESCRIPTOR)
             continue
         # Only a text is in quotes.
-        if read is None or (kind == _WORD) is (read is str):
+        word = part[kind]
+        if read is None or (kind == _WORD) is (read is str) or len(word) > LONGEST_STRING:
             return False
-        value = read(part[kind])
+        value = read(word)
         if repeated:
             getattr(message, name).append(value)
         else:

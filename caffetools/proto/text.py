@@ -21,7 +21,7 @@ from caffetools.proto.encoding import decode_escapes, decode_text, encode_text
 from caffetools.proto.forks.dialect import missing_fields
 from caffetools.proto.forks.tables import UNKNOWN
 from caffetools.proto.options import read_options
-from caffetools.proto.plain_text import merge_plain
+from caffetools.proto.plain_text import DEEPEST, LONGEST_STRING, merge_plain
 from caffetools.proto.schema import Message, NetParameter, SolverParameter
 from caffetools.proto.sniff import Kind, advice_for_folder, wrong_kind
 from caffetools.proto.unknown import keep_unknown, print_unknown
@@ -55,7 +55,6 @@ def parse(text: str, message_type: type[M], *, path: PathLike | None = None) -> 
     """
     if not text.strip():
         raise PrototxtError("the file is empty", path=path)
-    _check_size(text, path)
     if UNKNOWN in text and (reserved := re.search(rf"\b{UNKNOWN}\w*\s*:", text)):
         line = text.count("\n", 0, reserved.start()) + 1
         raise PrototxtError(f"the field '{reserved[0].rstrip(': ')}' is kept for caffetools itself", path=path, line=line)
@@ -65,6 +64,7 @@ def parse(text: str, message_type: type[M], *, path: PathLike | None = None) -> 
         text = _with_escapes_of_cpp(text)
     try:
         if not merge_plain(text, message):
+            _check_size(text, path)
             message = message_type()
             text_format.Parse(text, message)
     except text_format.ParseError:
@@ -172,7 +172,6 @@ def layer_line(path: PathLike, layer: str, field: str = "") -> int:
 _SCAN = re.compile(r"#[^\n]*|\"[^\"\\\n]*(?:\\.[^\"\\\n]*)*\"?|'[^'\\\n]*(?:\\.[^'\\\n]*)*'?|[{}<>]|\w+")
 # The same without words, which most of a file is.
 _SCAN_BLOCKS = re.compile(_SCAN.pattern.removesuffix(r"|\w+"))
-_DEEPEST, _LONGEST_STRING = 100, 1 << 20
 
 
 def _check_size(text: str, path: PathLike | None) -> None:
@@ -182,15 +181,15 @@ def _check_size(text: str, path: PathLike | None) -> None:
         first = text[token.start()]
         if first in "{<":
             depth += 1
-            if depth > _DEEPEST:
+            if depth > DEEPEST:
                 line = text.count("\n", 0, token.start()) + 1
-                raise PrototxtError(f"blocks are nested more than {_DEEPEST} deep", path=path, line=line)
+                raise PrototxtError(f"blocks are nested more than {DEEPEST} deep", path=path, line=line)
         elif first in "}>":
             depth -= 1
-        elif first in "\"'" and token.end() - token.start() > _LONGEST_STRING:
+        elif first in "\"'" and token.end() - token.start() > LONGEST_STRING:
             line = text.count("\n", 0, token.start()) + 1
             raise PrototxtError(
-                f"a string has {token.end() - token.start():,} characters; at most {_LONGEST_STRING:,} are read", path=path, line=line
+                f"a string has {token.end() - token.start():,} characters; at most {LONGEST_STRING:,} are read", path=path, line=line
             )
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import cache
+
+from google.protobuf.descriptor import FieldDescriptor
 
 from caffetools.errors import NetError
 from caffetools.graph.classifiers import copy_class_axis
@@ -231,11 +234,17 @@ def _strip(layer: LayerParameter) -> None:
             layer.param.add(**({"name": name} if name else {}))
     if traits(layer).role in ("constant", "parameter"):
         return
-    for known, param in layer.ListFields():
-        if known.name.endswith("_param"):
-            for filler in _FILLERS:
-                if filler in param.DESCRIPTOR.fields_by_name:
-                    param.ClearField(filler)
+    for settings, param in layer.ListFields():
+        for filler in _fillers(settings):
+            param.ClearField(filler)
+
+
+@cache
+def _fillers(field: FieldDescriptor) -> list[str]:
+    """Return the names of the fillers in a layer's settings ``field``."""
+    if field.message_type is None or not field.name.endswith("_param"):
+        return []
+    return [name for name in _FILLERS if name in field.message_type.fields_by_name]
 
 
 def _append_output_activation(net: NetParameter, loss: LayerParameter, logits: str, base_name: str) -> None:

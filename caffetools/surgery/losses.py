@@ -8,10 +8,11 @@ from typing import Any
 
 from caffetools.errors import NetError
 from caffetools.graph.classifiers import find_heads, loss_weight
-from caffetools.graph.graph import Graph, Use, phases
+from caffetools.graph.graph import Graph, Use
 from caffetools.graph.inputs import is_data_layer, is_input
 from caffetools.layers.registry import is_known, traits
-from caffetools.proto.schema import LayerParameter, NetParameter
+from caffetools.net.phases import layer_included, make_state
+from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter
 
 
 class NotDeployable(NetError):
@@ -54,9 +55,12 @@ def is_loss_or_metric(layer: LayerParameter) -> bool:
 
 def losses_of(net: NetParameter) -> dict[int, Any]:
     """Return index → ``LayerParameter`` of the losses of both phases."""
-    train, test = (graph.layers for graph in phases(net))
-    losses = {i: layer for i, layer in {**train, **test}.items() if is_loss(layer) and layer.bottom}
-    return dict(sorted(losses.items()))
+    states = make_state(TRAIN), make_state(TEST)
+    return {
+        i: layer
+        for i, layer in enumerate(net.layer)
+        if is_loss(layer) and layer.bottom and any(layer_included(layer, state) for state in states)
+    }
 
 
 def chosen_losses(net: NetParameter, heads: Collection[str] | None = None) -> list[Any]:
