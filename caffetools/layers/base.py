@@ -188,7 +188,7 @@ class Layer(ObservedModule):
 
     @classmethod
     def has_fixed_traits(cls) -> bool:
-        """Return whether the traits of all layers of this class are the same, whatever their settings."""
+        """Return whether the traits of all layers of this class are the same, independent of their settings."""
         return not any("traits" in vars(base) for base in cls.__mro__[: cls.__mro__.index(Layer)])
 
     @classmethod

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from caffetools.results import Calibration, Confusion, Sample, Step
 from caffetools.solver.logs.training_log import TrainingLog
-from caffetools.visualize.filters import LayerWeights
+
+if TYPE_CHECKING:
+    # Matplotlib takes half a second, and what only describes a project draws nothing.
+    from caffetools.visualize.filters import LayerWeights
 
 
 @dataclass(frozen=True)
