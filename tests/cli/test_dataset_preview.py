@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,8 @@ from tests.cli.inprocess import run
 from tests.conftest import GOLDEN
 from tests.data.drawing import draw
 
-pytest.importorskip("torchvision")
+# Found, not imported: that takes seconds, and every worker imports all files of tests.
+pytestmark = pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed")
 IO = GOLDEN / "io"
 
 

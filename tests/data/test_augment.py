@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("torchvision")
 
 from caffetools.data.augment import AugmentConfig, Augmenter, AugmentParams, config_of_fork, load_augment, mixed
 from caffetools.data.databases import new_lmdb
@@ -19,6 +18,9 @@ from caffetools.layers.registry import layer_class
 from caffetools.proto.schema import TEST, TRAIN, LayerParameter, TransformationParameter
 from caffetools.proto.text import parse
 from caffetools.solver.run import train
+
+# Found, not imported: that takes seconds, and every worker imports all files of tests.
+pytestmark = pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed")
 
 
 def picture(seed: int = 0, shape: tuple[int, ...] = (3, 40, 60)) -> Any:

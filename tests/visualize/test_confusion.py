@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
-from sklearn.metrics import confusion_matrix, precision_score, recall_score
 
 from caffetools.errors import DataError
 from caffetools.results import ClassScore, ConfusedPair, Confusion
@@ -32,6 +31,9 @@ def test_counts_scores_and_pairs() -> None:
 
 
 def test_the_numbers_are_those_of_scikit_learn() -> None:
+    # Imported here, since it takes seconds and every worker imports all files of tests.
+    from sklearn.metrics import confusion_matrix, precision_score, recall_score
+
     rng = np.random.default_rng(3)
     true, given = rng.integers(0, 7, 500), rng.integers(0, 7, 500)
     confusion = Confusion.from_labels(true, given, [str(i) for i in range(7)])
