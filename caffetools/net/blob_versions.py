@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -33,6 +34,8 @@ class BlobVersion:
         num_consumers: How many bottoms return a gradient to this version.
         reader_diffs: The diffs of the readers, by layer and bottom index, in order; empty where there is no Split.
         goes_back: Whether the layers below have a backward pass, and so the Split.
+        unshared: What the Split's tops hold until the Split runs for the first time, by layer and bottom index: zeros, apart from the blob's data.
+        capacity: The most values that the Split's tops had; with more they have a memory of their own again.
     """
 
     blob: str
@@ -43,6 +46,19 @@ class BlobVersion:
     num_consumers: int = 0
     reader_diffs: dict[tuple[int, int], TensorStorage] = field(default_factory=dict)
     goes_back: bool = False
+    unshared: dict[tuple[int, int], TensorStorage] = field(default_factory=dict)
+    capacity: int = 0
+
+    def reshape_split(self, shape: Shape) -> None:
+        """Give the Split's tops the shape of the blob: zeros in a memory of their own where that is larger than any before."""
+        if self.reader_diffs and math.prod(shape) > self.capacity:
+            self.capacity = math.prod(shape)
+            self.unshared = {reader: TensorStorage(shape) for reader in self.reader_diffs}
+
+    def run_split(self, shape: Shape) -> None:
+        """Let the readers read the blob, which has ``shape`` now, as after the forward pass of Caffe's Split."""
+        if self.reader_diffs:
+            self.unshared, self.capacity = {}, max(self.capacity, math.prod(shape))
 
     @property
     def sums_diffs(self) -> bool:
@@ -132,7 +148,7 @@ class Step:
         for index, (leaf, name) in enumerate(zip(self.inputs or (), self.layer.bottoms, strict=True)):
             if among is not None and index not in among:
                 continue
-            now = blobs[name].data.value()
+            now = self.bottom_data(index, blobs).value()
             if self.overwritten[index]:
                 # In place: the blob holds this layer's top. Where that was edited, the layer's mask comes from the new values.
                 if name in self.layer.tops and self.layer.idempotent():
@@ -145,9 +161,38 @@ class Step:
                 return True
         return False
 
+    def bottom_data(self, index: int, blobs: Mapping[str, BlobStorage]) -> TensorStorage:
+        """Return what the layer reads as a bottom: its blob's data, or before the first forward pass of Caffe's Split the reader's own."""
+        data = blobs[self.layer.bottoms[index]].data
+        unshared = self.reads[index].unshared.get((self.index, index))
+        if unshared is None:
+            return data
+        unshared.device = data.device
+        unshared.reshape(data.shape)
+        return unshared
+
+    def bottom_values(self, blobs: Mapping[str, BlobStorage]) -> list[Tensor]:
+        """Return the values of the bottoms, of ``blobs`` by name."""
+        return [self.bottom_data(index, blobs).value() for index in range(len(self.layer.bottoms))]
+
     def bottom_diff(self, index: int, blobs: Mapping[str, BlobStorage]) -> TensorStorage:
         """Return where the gradient of a bottom is stored: its blob's diff, or the reader's own where several layers read the blob."""
         return self.reads[index].reader_diffs.get((self.index, index)) or blobs[self.layer.bottoms[index]].diff
+
+    def begin(self) -> None:
+        """Begin a forward pass: nothing of the last one is kept."""
+        self.release()
+        self.ran = True
+
+    def reshape_splits(self, blobs: Mapping[str, BlobStorage]) -> None:
+        """Give the tops of Caffe's Split layers behind the layer the shapes of ``blobs``."""
+        for version in self.produces:
+            version.reshape_split(blobs[version.blob].shape)
+
+    def run_splits(self, blobs: Mapping[str, BlobStorage]) -> None:
+        """Let the layers behind this one read its tops, of ``blobs``, as after the forward passes of Caffe's Split layers."""
+        for version in self.produces:
+            version.run_split(blobs[version.blob].shape)
 
     def release(self) -> None:
         """Release what the last forward pass kept for going back."""

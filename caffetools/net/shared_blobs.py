@@ -27,7 +27,7 @@ def shares_diff(layer: Layer) -> bool:
 def share_with_shapes(step: Step, blobs: Blobs) -> None:
     """Join the blobs of a layer that does so when it gets its shapes (Reshape).
 
-    Where several layers read the bottom, the layer has the bottom of Caffe's Split, which shares no data before its forward pass.
+    Where several layers read the bottom, the layer has a top of Caffe's Split, which shares no data with the blob before its forward pass.
 
     Args:
         step: The layer, as configured for its bottoms.
@@ -40,8 +40,8 @@ def share_with_shapes(step: Step, blobs: Blobs) -> None:
     shape = layer.top_shapes[0]
     if math.prod(shape) != math.prod(bottom.shape):
         return
-    if not step.reads[0].reader_diffs:
-        top.data.share(bottom.data, shape)
+    if not step.reads[0].reader_diffs or step.reads[0].unshared:
+        top.data.share(step.bottom_data(0, blobs), shape)
     diff = step.bottom_diff(0, blobs)
     diff.reshape(bottom.shape)
     top.diff.share(diff, shape)

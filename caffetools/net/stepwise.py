@@ -100,6 +100,7 @@ class Stepwise:
                 call(step.index)
             with float32_products(self.device, tf32=self.net.allow_tf32):
                 self._run(step, record=record and step.needs_backward)
+            step.run_splits(self.blobs)
             total += self._loss(step, is_last=step.index == last)
             for call in self.after_forward:
                 call(step.index)
@@ -192,6 +193,7 @@ class Stepwise:
 
     def _share_with_shapes(self) -> None:
         for step in self.steps:
+            step.reshape_splits(self.blobs)
             shared_blobs.share_with_shapes(step, self.blobs)
 
     def settle(self) -> None:
@@ -227,6 +229,8 @@ class Stepwise:
         if deferred is None or not deferred.stands_for(plan):
             join = partial(shared_blobs.share_after_pass, self.steps, self.blobs, frozenset(self.net.outputs))
             deferred = self._deferred = Deferred(self.net, plan, storages, {name: self.blobs[name].data for name in inner}, join)
+            for step in self.steps:
+                step.run_splits(self.blobs)
         deferred.borrow_inputs(kept)
         return True
 
@@ -240,8 +244,7 @@ class Stepwise:
 
     def _run(self, step: Step, *, record: bool) -> None:
         layer = step.layer
-        step.release()
-        step.ran = True
+        step.begin()
         kept = kept_tops(layer, self.blobs)
         if layer.tops and kept.issuperset(layer.tops):
             return
@@ -252,7 +255,7 @@ class Stepwise:
             step.record(inputs, tops)
         if shared_blobs.share_with_parameter(layer, self.blobs):
             return
-        sources = [self.blobs[b].data for b in layer.bottoms]
+        sources = [step.bottom_data(i, self.blobs) for i in range(len(layer.bottoms))]
         for name, top in zip(layer.tops, tops, strict=True):
             if name in kept:
                 continue
@@ -280,7 +283,7 @@ class Stepwise:
             return layer.run(*inputs)
 
     def _leaf(self, step: Step, index: int, *, record: bool) -> Tensor:
-        storage = self.blobs[step.layer.bottoms[index]].data
+        storage = step.bottom_data(index, self.blobs)
         value = storage.shared_value() if record else storage.value()
         return value.requires_grad_(record and step.needs[index])
 
@@ -362,7 +365,7 @@ class Stepwise:
 
     def _backward_from_diff(self, step: Step) -> None:
         """Run the backward pass of a layer that reads what its forward pass kept in the bottom's diff, or what is there now."""
-        bottoms = [self.blobs[name].data.value() for name in step.layer.bottoms]
+        bottoms = step.bottom_values(self.blobs)
         kept, top = step.bottom_diff(0, self.blobs), self.blobs[step.layer.tops[0]]
         kept.reshape(tuple(bottoms[0].shape))
         found = step.layer.gradient_from_diff(kept.value(), bottoms, top.diff.value())
@@ -374,13 +377,10 @@ class Stepwise:
         """Run the backward pass of a layer on what is in its blobs now; ``first``: its top has other memory than its bottom."""
         layer = step.layer
         self._configure(step)
-        bottoms, tops = ([self.blobs[name].data.value() for name in names] for names in (layer.bottoms, layer.tops))
+        bottoms, tops = step.bottom_values(self.blobs), [self.blobs[name].data.value() for name in layer.tops]
         unrecorded = bottoms if step.ran and first else None
         recorded = unrecorded if step.inputs is None else [leaf.detach() for leaf in step.inputs]
-        for name in layer.tops:
-            self.blobs[name].diff.reshape(self.blobs[name].shape)
-        diffs = [self.blobs[name].diff.value() for name in layer.tops]
-        self._store_found(step, bottoms, gradients_of_overwritten(layer, recorded, bottoms, tops, diffs))
+        self._store_found(step, bottoms, gradients_of_overwritten(layer, recorded, bottoms, tops, self._diffs_of_tops(layer)))
         step.release()
 
     def _backward_from_blobs(self, step: Step) -> bool:
@@ -388,7 +388,7 @@ class Stepwise:
         layer = step.layer
         if any(step.overwritten) or step.covered or (step.ran and step.inputs is None):
             return False
-        bottoms, tops = ([self.blobs[name].data.value() for name in names] for names in (layer.bottoms, layer.tops))
+        bottoms, tops = step.bottom_values(self.blobs), [self.blobs[name].data.value() for name in layer.tops]
         recorded = None if step.inputs is None else [leaf.detach() for leaf in step.inputs]
         shapes = layer.top_shapes
         if recorded is not None:
@@ -399,10 +399,8 @@ class Stepwise:
             shapes = [tuple(top.shape) for top in made]
         if [tuple(x.shape) for x in (recorded or bottoms)] != [tuple(x.shape) for x in bottoms] or shapes != [tuple(x.shape) for x in tops]:
             return False
-        for name in layer.tops:
-            self.blobs[name].diff.reshape(self.blobs[name].shape)
         with torch.no_grad():
-            found = layer.gradients_from_blobs(recorded, bottoms, tops, [self.blobs[name].diff.value() for name in layer.tops])
+            found = layer.gradients_from_blobs(recorded, bottoms, tops, self._diffs_of_tops(layer))
         if found is None:
             return False
         self._store_found(step, bottoms, found)
@@ -432,15 +430,18 @@ class Stepwise:
 
     def _backward_python(self, step: Step, layer: Python) -> None:
         """Call the backward method of the user's layer on the blobs as they are, without a forward pass."""
-        storages = [self.blobs[name] for name in layer.tops]
-        for storage in storages:
-            storage.diff.reshape(storage.shape)
-        bottoms = [self.blobs[name].data.value() for name in layer.bottoms]
-        diffs = [storage.diff.value() for storage in storages]
-        found, added = layer.backward_from_blobs(bottoms, [s.data.value() for s in storages], diffs, step.needs)
+        bottoms, tops = step.bottom_values(self.blobs), [self.blobs[name].data.value() for name in layer.tops]
+        diffs = self._diffs_of_tops(layer)
+        found, added = layer.backward_from_blobs(bottoms, tops, diffs, step.needs)
         for parameter, gradient in zip(layer.blobs, added, strict=True):
             accumulate(parameter, gradient.to(self.device), diffs)
         self._store_found(step, bottoms, found)
+
+    def _diffs_of_tops(self, layer: Layer) -> list[Tensor]:
+        """Return the diffs of a layer's tops, of the shapes of their blobs."""
+        for name in layer.tops:
+            self.blobs[name].diff.reshape(self.blobs[name].shape)
+        return [self.blobs[name].diff.value() for name in layer.tops]
 
     def _top_diffs(self, step: Step) -> tuple[list[Tensor], list[Tensor]]:
         outputs, diffs = [], []
@@ -471,14 +472,13 @@ class Stepwise:
         if step.needs and not step.needs[0] and any(p is layer.blobs[0] for p in self._learned(layer)):
             diff = self.blobs[layer.tops[0]].diff
             diff.reshape(self.blobs[layer.tops[0]].shape)
-            left = layer.left_in_diff(self.blobs[layer.bottoms[0]].data.value(), diff.value())
+            left = layer.left_in_diff(step.bottom_data(0, self.blobs).value(), diff.value())
             if left is not None:
                 step.bottom_diff(0, self.blobs).store(left)
 
     def _learned(self, layer: Layer) -> list[nn.Parameter]:
         """Return the parameters to compute gradients of: those that learn, or with force_backward all that could, as in Caffe."""
-        specs = zip(layer.blobs, layer.specs, strict=True)
-        return [p for p, spec in specs if p.requires_grad or (self.force and spec.learnable)]
+        return [p for p, spec in zip(layer.blobs, layer.specs, strict=True) if p.requires_grad or (self.force and spec.learnable)]
 
     @contextlib.contextmanager
     def _learning(self, layer: Layer, record: bool) -> Iterator[None]:

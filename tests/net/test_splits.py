@@ -117,3 +117,61 @@ def test_a_scale_leaves_its_products_in_the_diff_that_nothing_asks_for() -> None
     run.backward()
     assert run.blobs["x"].diff.value().flatten().tolist() == [0, 4, 8, 12, 16, 20]
     assert run.net.layers[1].blobs[0].grad is not None and run.net.layers[1].blobs[0].grad.tolist() == [12, 48]
+
+
+def first_values(run: Stepwise, names: str) -> list[float]:
+    return [float(run.blobs[name].data.value().flatten()[0]) for name in names]
+
+
+def test_readers_of_a_blob_read_zeros_until_caffes_split_runs() -> None:
+    # What real Caffe gives: the tops of its Splits have zeros of their own before their first pass, and again when they get larger.
+    run = run_of(
+        'input: "x" input_shape { dim: 1 dim: 2 } ' + power("a", "x", 2) + power("b", "a", 3) + power("c", "a", 5) + power("d", "x", 7)
+    )
+    for name, value in (("x", 1.0), ("a", 10.0)):
+        run.blobs[name].data.store(torch.full((1, 2), value))
+    run.forward(start=2)
+    assert first_values(run, "xabcd") == [1, 10, 0, 0, 0]
+    run.forward(start=1)
+    assert first_values(run, "xabcd") == [1, 0, 0, 0, 0]
+    run.forward()
+    assert first_values(run, "xabcd") == [1, 2, 6, 10, 7]
+    run.blobs["x"].data.store(torch.full((1, 2), 3.0))
+    run.forward(start=1)
+    assert first_values(run, "xabcd") == [3, 6, 18, 30, 21]
+    run.feed({"x": torch.full((2, 2), 5.0)})
+    run.reshape()
+    run.forward(start=1)
+    assert first_values(run, "xabcd") == [5, 0, 0, 0, 0]
+    run.forward()
+    run.reshape()
+    run.forward(start=1)
+    assert first_values(run, "xabcd") == [5, 10, 30, 50, 35]
+
+
+def test_a_reshape_of_a_blob_that_others_read_lies_in_the_splits_memory() -> None:
+    run = run_of(
+        'input: "x" input_shape { dim: 1 dim: 4 } layer { name: "r" type: "Reshape" bottom: "x" top: "r" '
+        "reshape_param { shape { dim: 2 dim: 2 } } } " + power("p", "x", 2) + power("q", "r", 3)
+    )
+    run.blobs["x"].data.store(torch.ones(1, 4))
+    run.forward(start=1)
+    assert first_values(run, "xrpq") == [1, 0, 0, 0]
+    run.forward()
+    run.blobs["r"].data.write(torch.full((2, 2), 4.0))
+    assert first_values(run, "xrpq") == [4, 4, 2, 3]
+
+
+def test_labels_that_two_layers_read_are_zeros_in_a_backward_pass_before_any_forward_pass() -> None:
+    # As in Caffe, whose Split of the labels has not run yet; its probabilities are zeros, too.
+    labels = 'bottom: "s" bottom: "y"'
+    run = run_of(
+        'input: "x" input_shape { dim: 1 dim: 3 } input: "y" input_shape { dim: 1 } layer { name: "s" type: "Scale" bottom: "x" top: "s" } '
+        f'layer {{ name: "l" type: "SoftmaxWithLoss" {labels} top: "l" }} layer {{ name: "acc" type: "Accuracy" {labels} top: "acc" }}'
+    )
+    run.blobs["y"].data.store(torch.tensor([2.0]))
+    run.backward(keep=True)
+    assert run.blobs["s"].diff.value().tolist() == [[-1, 0, 0]]
+    run.forward()
+    run.backward()
+    torch.testing.assert_close(run.blobs["s"].diff.value(), torch.tensor([[1 / 3, 1 / 3, -2 / 3]]))
