@@ -124,6 +124,8 @@ class Layer(ObservedModule):
     IS_LOSS: ClassVar[bool] = False
     # Bottoms that can never have a gradient (labels).
     NO_GRADIENT: ClassVar[frozenset[int]] = frozenset()
+    # Whether Caffe ends the process where a loss asks for a gradient of these that something to learn depends on.
+    REFUSES_GRADIENT: ClassVar[bool] = False
     # Whether the gradient is computed from the top's values; such a top must not be overwritten by a layer that works in place.
     NEEDS_TOP: ClassVar[bool] = True
     # Data layers make their tops themselves.

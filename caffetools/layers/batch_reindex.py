@@ -22,6 +22,7 @@ class BatchReindex(Layer):
     TRAITS = Traits(channels="kept")
     BOTTOMS = (2, 2)
     NO_GRADIENT = frozenset({1})
+    REFUSES_GRADIENT = True
 
     def setup(self, bottoms: Shapes) -> Shapes:
         if len(bottoms[1]) != 1:

@@ -26,6 +26,7 @@ class _OneLabelAnItem(Loss):
 
     TRAITS = Traits(role="loss", label_bottoms=(1,), compares="classes", activation="")
     NO_GRADIENT = frozenset({1})
+    REFUSES_GRADIENT = True
 
     def setup(self, bottoms: Shapes) -> Shapes:
         if not bottoms[0] or math.prod(bottoms[1]) != bottoms[0][0]:
@@ -118,6 +119,7 @@ class InfogainLoss(ClassLoss):
     BOTTOMS = (2, 3)
     TOPS = (1, 2)
     NO_GRADIENT = frozenset({1, 2})
+    REFUSES_GRADIENT = True
 
     def setup(self, bottoms: Shapes) -> Shapes:
         self.set_class_axis(self.param.infogain_loss_param.axis, bottoms)

@@ -110,6 +110,7 @@ class Embed(Layer):
         settings="embed_param", outputs="num_output", class_axes=(1, 0), weight_filler="weight_filler", blobs=("weights", "bias")
     )
     NO_GRADIENT = frozenset({0})
+    REFUSES_GRADIENT = True
     NEEDS_TOP = False
 
     def setup(self, bottoms: Shapes) -> Shapes:

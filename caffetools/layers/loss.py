@@ -117,6 +117,7 @@ class ClassLoss(NormalizedLoss):
     """A normalized loss of scores (outer…, C, inner…) and outer · inner labels in 0 … C − 1."""
 
     NO_GRADIENT = frozenset({1})
+    REFUSES_GRADIENT = True
 
     def set_class_axis(self, axis: int, bottoms: Shapes) -> None:
         """Take the axis of the classes, and hold the number of labels against the scores. Raises :class:`NetError`."""

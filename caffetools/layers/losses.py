@@ -45,6 +45,7 @@ class ContrastiveLoss(Loss):
     TRAITS = Traits(role="loss", label_bottoms=(2,), compares="embeddings")
     BOTTOMS = (3, 3)
     NO_GRADIENT = frozenset({2})
+    REFUSES_GRADIENT = True
 
     def setup(self, bottoms: Shapes) -> Shapes:
         self.expect_same_batch(bottoms)
@@ -95,6 +96,7 @@ class SigmoidCrossEntropyLoss(NormalizedLoss):
     BACKWARD_READS_LABELS = frozenset({1})
     TRAITS = Traits(role="loss", label_bottoms=(1,), compares="targets", activation="Sigmoid")
     NO_GRADIENT = frozenset({1})
+    REFUSES_GRADIENT = True
 
     def setup(self, bottoms: Shapes) -> Shapes:
         self.expect_same_count(bottoms)

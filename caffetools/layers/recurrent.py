@@ -30,6 +30,7 @@ class Recurrent(Layer):
     BOTTOMS = (2, None)
     TOPS = (1, None)
     NO_GRADIENT = frozenset({1})
+    REFUSES_GRADIENT = True
     # The number of tensors in the state.
     STATES = 1
 
@@ -272,6 +273,7 @@ class LSTMUnit(Layer):
     BOTTOMS = (3, 3)
     TOPS = (2, 2)
     NO_GRADIENT = frozenset({2})
+    REFUSES_GRADIENT = True
 
     def setup(self, bottoms: Shapes) -> Shapes:
         c, gates, cont = bottoms

@@ -53,6 +53,7 @@ class ArgMax(Layer):
     """
 
     NO_GRADIENT = frozenset({0})
+    REFUSES_GRADIENT = True
 
     def setup(self, bottoms: Shapes) -> Shapes:
         param, shape = self.param.argmax_param, bottoms[0]

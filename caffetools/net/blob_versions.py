@@ -12,7 +12,7 @@ from torch import Tensor
 from caffetools.layers.base import Layer, Shape
 from caffetools.layers.blob_storage import BlobStorage
 from caffetools.layers.tensor_storage import TensorStorage
-from caffetools.net.gradients import loss_weights, plan_backward
+from caffetools.net.gradients import loss_weights, no_gradient, plan_backward, refused_gradients
 from caffetools.net.net import Net
 from caffetools.net.shape_plans import layer_view
 
@@ -98,6 +98,7 @@ class Step:
         inputs: The bottoms of the last forward pass as leaves of the layer's own autograd graph; None without one.
         tops: The tops of that pass.
         updates: How often each parameter had been changed in place by then.
+        refused: The bottom whose gradient is asked for though the layer has none; None of most.
         ran: Whether there was a forward pass yet, with a graph or without.
     """
 
@@ -113,7 +114,13 @@ class Step:
     inputs: list[Tensor] | None = None
     tops: tuple[Tensor, ...] = ()
     updates: list[int] = field(default_factory=list)
+    refused: int | None = None
     ran: bool = False
+
+    def check_gradient(self) -> None:
+        """Raise :class:`NetError` where Caffe's backward pass of the layer ends the process."""
+        if self.refused is not None:
+            raise no_gradient(self.layer, self.refused)
 
     def record(self, inputs: list[Tensor], tops: tuple[Tensor, ...]) -> None:
         """Keep the leaves and the tops of a forward pass for going back."""
@@ -211,6 +218,8 @@ def plan_steps(net: Net) -> list[Step]:
         produces = [BlobVersion(top, weight, goes_back=goes_back[index]) for top, weight in zip(layer.tops, weights, strict=True)]
         current.update((version.blob, version) for version in produces)
         steps.append(Step(layer_view(layer), index, gradients[index], False, reads, produces, [], inplace_ok=layer.inplace_ok))
+    for index, bottom in refused_gradients(net.layers).items():
+        steps[index].refused = bottom
     _give_readers_diffs(net, steps)
     overwritten: set[str] = set()
     for step in reversed(steps):

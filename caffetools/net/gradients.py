@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from caffetools.errors import NetError
 from caffetools.layers.base import Layer
 
 
@@ -83,6 +84,58 @@ def plan_backward(
         back.append(goes_back)
         needed.update(dict.fromkeys(layer.tops, goes_back))
     return wanted, back
+
+
+def refused_gradients(layers: list[Layer]) -> dict[int, int]:
+    """Return where Caffe's backward pass ends the process: layer index → bottom whose gradient a loss asks for, though the layer has none.
+
+    Such a bottom (labels, what ArgMax or Threshold reads) depends on something that learns, and no propagate_down leaves it out. What only
+    force_backward asks for does not count.
+
+    Args:
+        layers: The layers of a net, in order.
+    """
+    needed: dict[str, bool] = {}
+    asked: list[list[bool]] = []
+    for layer in layers:
+        below = [needed.get(bottom, False) for bottom in layer.bottoms]
+        learns = any(below) or any(p.requires_grad for p in layer.blobs)
+        asked.append(list(layer.param.propagate_down) or below if learns else [])
+        needed.update(dict.fromkeys(layer.tops, learns))
+    found: dict[int, int] = {}
+    # For the blobs that layers further up read: whether one of those leads to a loss, and whether one asks for a gradient.
+    readers: dict[str, tuple[bool, bool]] = {}
+    for index, layer in reversed(list(enumerate(layers))):
+        above = [readers.pop(top, None) for top in layer.tops]
+        has_loss = any(loss_weights(layer))
+        leads_to_loss = has_loss or any(under for reader in above if reader for under in reader[:1])
+        goes_back = leads_to_loss and (has_loss or any(reader is None or reader[1] for reader in above))
+        for bottom, ask in enumerate(asked[index] if goes_back else []):
+            if ask and layer.REFUSES_GRADIENT and bottom in layer.NO_GRADIENT:
+                found.setdefault(index, bottom)
+        for bottom, name in enumerate(layer.bottoms):
+            under, asks = readers.get(name, (False, False))
+            ask = goes_back and bool(asked[index]) and asked[index][bottom]
+            readers[name] = under or leads_to_loss, asks or ask
+    return found
+
+
+def check_gradients(layers: list[Layer]) -> None:
+    """Check that no loss asks for a gradient that a layer does not have. Raises :class:`NetError` naming the layer and its bottom.
+
+    Args:
+        layers: The layers of a net, in order.
+    """
+    for index, bottom in sorted(refused_gradients(layers).items()):
+        raise no_gradient(layers[index], bottom)
+
+
+def no_gradient(layer: Layer, bottom: int) -> NetError:
+    """Return the error of a layer that is asked for the gradient of a bottom, by its index, and has none; to be raised."""
+    given = " ".join(f"propagate_down: {str(index not in layer.NO_GRADIENT).lower()}" for index in range(len(layer.bottoms)))
+    return layer.error(
+        f"its bottom '{layer.bottoms[bottom]}' depends on parameters that learn, but the layer has no gradient for it; '{given}' leaves it out"
+    )
 
 
 def _keeps_statistics(layer: Layer) -> bool:

@@ -129,6 +129,7 @@ class Stepwise:
                 self._sum_diffs(step)
             for call in self.before_backward:
                 call(step.index)
+            step.check_gradient()
             if step.needs_backward:
                 with float32_products(self.device, tf32=self.net.allow_tf32):
                     self._backward_step(step, keep=keep)
@@ -365,6 +366,7 @@ class Stepwise:
 
     def _backward_from_diff(self, step: Step) -> None:
         """Run the backward pass of a layer that reads what its forward pass kept in the bottom's diff, or what is there now."""
+        self._configure(step)
         bottoms = step.bottom_values(self.blobs)
         kept, top = step.bottom_diff(0, self.blobs), self.blobs[step.layer.tops[0]]
         kept.reshape(tuple(bottoms[0].shape))
@@ -389,15 +391,14 @@ class Stepwise:
         if any(step.overwritten) or step.covered or (step.ran and step.inputs is None):
             return False
         bottoms, tops = step.bottom_values(self.blobs), [self.blobs[name].data.value() for name in layer.tops]
-        recorded = None if step.inputs is None else [leaf.detach() for leaf in step.inputs]
-        shapes = layer.top_shapes
-        if recorded is not None:
-            made = [top.detach() for top in step.tops]
-            pairs = [*zip(recorded, bottoms, strict=True), *zip(made, tops, strict=True)]
+        recorded, before, shapes = None, layer.bottom_shapes, layer.top_shapes
+        if step.inputs is not None:
+            recorded = [leaf.detach() for leaf in step.inputs]
+            pairs = [*zip(recorded, bottoms, strict=True), *zip(step.tops, tops, strict=True)]
             if all(old.shape == now.shape and (old.data_ptr() == now.data_ptr() or torch.equal(old, now)) for old, now in pairs):
                 return False
-            shapes = [tuple(top.shape) for top in made]
-        if [tuple(x.shape) for x in (recorded or bottoms)] != [tuple(x.shape) for x in bottoms] or shapes != [tuple(x.shape) for x in tops]:
+            before, shapes = [tuple(leaf.shape) for leaf in recorded], [tuple(top.shape) for top in step.tops]
+        if [*map(tuple, before)] != [tuple(x.shape) for x in bottoms] or shapes != [tuple(x.shape) for x in tops]:
             return False
         with torch.no_grad():
             found = layer.gradients_from_blobs(recorded, bottoms, tops, self._diffs_of_tops(layer))
@@ -462,9 +463,8 @@ class Stepwise:
         tops = [self.blobs[name].diff for name in step.layer.tops]
         wanted = [i for i, need in enumerate(step.needs) if need]
         for index, leaf, gradient in zip(wanted, leaves, gradients, strict=True):
-            if gradient is None:
-                gradient = torch.zeros_like(leaf, requires_grad=False)
-            step.bottom_diff(index, self.blobs).store(gradient.to(self.device), tops)
+            found = torch.zeros_like(leaf, requires_grad=False) if gradient is None else gradient
+            step.bottom_diff(index, self.blobs).store(found.to(self.device), tops)
 
     def _leave_diff(self, step: Step) -> None:
         """Store what Caffe's backward pass leaves in the first bottom's diff, where nothing asks for that."""
