@@ -126,7 +126,8 @@ class Layer(ObservedModule):
     NO_GRADIENT: ClassVar[frozenset[int]] = frozenset()
     # Whether Caffe ends the process where a loss asks for a gradient of these that something to learn depends on.
     REFUSES_GRADIENT: ClassVar[bool] = False
-    # Whether the gradient is computed from the top's values; such a top must not be overwritten by a layer that works in place.
+    # Whether the gradient is computed from the top's values, or the top may lie in the bottom's memory (a permutation that moves nothing, or one of
+    # a channels-last bottom): such a top must not be overwritten by a layer that works in place.
     NEEDS_TOP: ClassVar[bool] = True
     # Data layers make their tops themselves.
     IS_DATA: ClassVar[bool] = False

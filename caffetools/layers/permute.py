@@ -15,7 +15,6 @@ class Permute(Layer):
     """The axes of x in the order of ``permute_param``; those that it does not name follow in theirs (SSD)."""
 
     TRAITS = Traits(role="permute", settings="permute_param")
-    NEEDS_TOP = False
 
     def setup(self, bottoms: Shapes) -> Shapes:
         shape = bottoms[0]
@@ -37,7 +36,6 @@ class ShuffleChannel(Layer):
     """(N, C, …): the channels, taken as ``group`` rows of C / group, read column by column. Zhang et al. (2018), ShuffleNet."""
 
     TRAITS = Traits(role="rearrange")
-    NEEDS_TOP = False
 
     def setup(self, bottoms: Shapes) -> Shapes:
         self.group = int(self.param.shuffle_channel_param.group)
@@ -67,7 +65,6 @@ class Reorg(Layer):
     """
 
     TRAITS = Traits(role="rearrange")
-    NEEDS_TOP = False
 
     def settings(self) -> tuple[int, bool]:
         """Return the stride, and whether the layer is reversed."""

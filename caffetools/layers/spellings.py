@@ -25,7 +25,6 @@ class Identity(Layer):
     """y = x, for a bottom of any shape (OpenCV)."""
 
     TRAITS = Traits(fork="OpenCV", channels="kept", half=True, coordinates="same", in_place=True)
-    NEEDS_TOP = False
 
     def setup(self, bottoms: Shapes) -> Shapes:
         return [bottoms[0]]

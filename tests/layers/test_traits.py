@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from caffetools.errors import CaffeToolsError
 from caffetools.graph.learned import count_learned, declared_blobs
 from caffetools.layers import registry
 from caffetools.layers.base import Layer
 from caffetools.layers.registry import layer_types, traits, types
+from caffetools.layers.tensor_storage import shares_memory
 from caffetools.layers.traits import Traits, field_at
 from caffetools.net.net import Net
 from caffetools.proto.schema import TEST, TRAIN, LayerParameter, NetParameter
@@ -183,3 +185,34 @@ def test_a_table_of_types_or_a_comparison_with_one_is_seen() -> None:
     for text in ('x = {"ReLU", "Pooling"}', 'layer.type == "ReLU"', 'f(type="Input")', 'layer.type = "Data"', 'a in ("ReLU",)'):
         assert named_types(ast.parse(text)), text
     assert not named_types(ast.parse('row = ("Accuracy", "91 %"); heading("Data")'))
+
+
+NOTHING_MOVES = {
+    "Pooling": "pooling_param { kernel_size: 1 }",
+    "Im2col": "convolution_param { kernel_size: 1 }",
+    "SPP": "spp_param { pyramid_height: 1 }",
+    "LRN": "lrn_param { local_size: 1 }",
+    "Upsample": "upsample_param { scale: 1 }",
+    "Padding": "padding_param { pad_beg: 0 pad_end: 0 }",
+    "Interp": "interp_param { zoom_factor: 1 }",
+}
+
+
+@pytest.mark.parametrize("phase", [TRAIN, TEST])
+def test_layers_whose_tops_may_be_overwritten_give_them_memory_of_their_own(phase: int) -> None:
+    tried = []
+    x = torch.randn(2, 4, 3, 3).contiguous(memory_format=torch.channels_last)
+    for name, cls in sorted(TYPES.items()):
+        if cls.NEEDS_TOP or cls.BOTTOMS[0] > 2 or cls.TOPS[0] > 1:
+            continue
+        bottoms = " ".join('bottom: "x"' for _ in range(cls.BOTTOMS[0]))
+        text = f'input: "x" input_shape {{ dim: 2 dim: 4 dim: 3 dim: 3 }} layer {{ name: "l" type: "{name}" {bottoms} top: "y" {NOTHING_MOVES.get(name, "")} }}'
+        try:
+            layer = Net(parse(text, NetParameter), phase).layers[-1]
+        except CaffeToolsError:
+            continue  # it needs settings or other bottoms
+        with torch.no_grad():
+            (top, *_) = layer.run(*[x] * cls.BOTTOMS[0])
+        assert not shares_memory(top, x), name
+        tried.append(name)
+    assert len(tried) > 20

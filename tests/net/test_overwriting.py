@@ -178,3 +178,35 @@ def test_products_in_place_run_where_the_overwritten_blob_is_read_in_time() -> N
     third = IN_PLACE.replace('bottom: "x" ', "").format(prod.format('bottom: "b" bottom: "x" '))
     with pytest.raises(NetError, match="its top 'x' is its bottom too, in another place or twice, and Caffe refuses that"):
         _net(third)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        'type: "Permute" permute_param { order: 0 order: 2 order: 3 order: 1 }',
+        'type: "Permute" permute_param { order: 0 }',
+        'type: "ShuffleChannel" shuffle_channel_param { group: 4 }',
+        'type: "Reorg" reorg_param { stride: 1 }',
+        'type: "Identity"',
+    ],
+)
+@pytest.mark.parametrize("phase", [TRAIN, TEST])
+def test_a_layer_in_place_behind_one_that_moves_nothing_leaves_that_ones_bottom_alone(layer: str, phase: int) -> None:
+    # A convolution's top is channels-last, so that Permute's contiguous result is a view of it.
+    net = _net(
+        'input: "x" input_shape { dim: 2 dim: 3 dim: 6 dim: 5 } layer { name: "c" type: "Convolution" bottom: "x" top: "c" convolution_param '
+        f'{{ num_output: 4 kernel_size: 3 weight_filler {{ type: "xavier" }} }} }} layer {{ name: "p" bottom: "c" top: "p" {layer} }} '
+        'layer { name: "r" type: "ReLU" bottom: "p" top: "p" } '
+        'layer { name: "q" type: "Power" bottom: "c" top: "q" power_param { scale: 2 } }',
+        phase,
+    )
+    x = torch.randn(2, 3, 6, 5, generator=torch.Generator().manual_seed(3))
+    conv = net.layers[1]
+    with torch.no_grad():
+        expected = 2 * torch.nn.functional.conv2d(x, *conv.blobs)
+        torch.testing.assert_close(net({"x": x})["q"], expected)
+    run = Stepwise(net)
+    run.feed({"x": x})
+    run.forward(record=False)
+    torch.testing.assert_close(run.blobs["q"].data.value(), expected)
+    torch.testing.assert_close(run.blobs["c"].data.value(), expected / 2)
