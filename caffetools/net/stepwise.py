@@ -390,15 +390,16 @@ class Stepwise:
         layer = step.layer
         if any(step.overwritten) or step.covered or (step.ran and step.inputs is None):
             return False
+        self._configure(step)
         bottoms, tops = step.bottom_values(self.blobs), [self.blobs[name].data.value() for name in layer.tops]
-        recorded, before, shapes = None, layer.bottom_shapes, layer.top_shapes
+        recorded, shapes = None, layer.top_shapes
         if step.inputs is not None:
             recorded = [leaf.detach() for leaf in step.inputs]
             pairs = [*zip(recorded, bottoms, strict=True), *zip(step.tops, tops, strict=True)]
             if all(old.shape == now.shape and (old.data_ptr() == now.data_ptr() or torch.equal(old, now)) for old, now in pairs):
                 return False
-            before, shapes = [tuple(leaf.shape) for leaf in recorded], [tuple(top.shape) for top in step.tops]
-        if [*map(tuple, before)] != [tuple(x.shape) for x in bottoms] or shapes != [tuple(x.shape) for x in tops]:
+            shapes = [tuple(top.shape) for top in step.tops]
+        if [tuple(x.shape) for x in (recorded or bottoms)] != [tuple(x.shape) for x in bottoms] or shapes != [tuple(x.shape) for x in tops]:
             return False
         with torch.no_grad():
             found = layer.gradients_from_blobs(recorded, bottoms, tops, self._diffs_of_tops(layer))
@@ -461,8 +462,7 @@ class Stepwise:
 
     def _store_diffs(self, step: Step, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         tops = [self.blobs[name].diff for name in step.layer.tops]
-        wanted = [i for i, need in enumerate(step.needs) if need]
-        for index, leaf, gradient in zip(wanted, leaves, gradients, strict=True):
+        for index, leaf, gradient in zip((i for i, need in enumerate(step.needs) if need), leaves, gradients, strict=True):
             found = torch.zeros_like(leaf, requires_grad=False) if gradient is None else gradient
             step.bottom_diff(index, self.blobs).store(found.to(self.device), tops)
 

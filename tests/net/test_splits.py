@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from caffetools.errors import NetError
+from caffetools.net.gradients import check_gradients
 from caffetools.net.net import Net
 from caffetools.net.stepwise import Stepwise
 from caffetools.proto.schema import TEST, TRAIN, NetParameter
@@ -175,3 +177,32 @@ def test_labels_that_two_layers_read_are_zeros_in_a_backward_pass_before_any_for
     run.forward()
     run.backward()
     torch.testing.assert_close(run.blobs["s"].diff.value(), torch.tensor([[1 / 3, 1 / 3, -2 / 3]]))
+    run.blobs["y"].reshape((2,))
+    with pytest.raises(NetError, match="needs 1 labels"):
+        run.backward()
+
+
+PREDICTED = (
+    'input: "x" input_shape { dim: 2 dim: 4 } layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip" inner_product_param { num_output: 3 } %s } '
+    'layer { name: "best" type: "ArgMax" bottom: "ip" top: "best" argmax_param { axis: 1 } } '
+    'layer { name: "l" type: "SoftmaxWithLoss" bottom: "ip" bottom: "best" top: "l" %s }'
+)
+
+
+def test_a_gradient_of_labels_that_depend_on_parameters_is_refused_where_caffe_ends_the_process() -> None:
+    run = run_of(PREDICTED % ("", ""))
+    run.forward()
+    with pytest.raises(
+        NetError, match="layer 'l': .* its bottom 'best' depends on parameters that learn.*'propagate_down: true propagate_down: false'"
+    ):
+        run.backward()
+    with pytest.raises(NetError, match="layer 'best'"):
+        check_gradients(run.net.layers)
+    for text in (
+        PREDICTED % ("", "propagate_down: true propagate_down: false"),
+        PREDICTED % ("param { lr_mult: 0 } param { lr_mult: 0 }", ""),
+    ):
+        run = run_of(text)
+        check_gradients(run.net.layers)
+        run.forward()
+        run.backward()
