@@ -51,11 +51,14 @@ def _run_here() -> Path:
     """Return the run of this folder: itself, or the newest in it, which a note names."""
     from caffetools.errors import CaffeToolsError
     from caffetools.project.manifest import SETTINGS
+    from caffetools.project.next_step import in_place_of_a_report
     from caffetools.project.surroundings import projects
 
-    runs = [folder for folder in projects(Path()) if (folder / SETTINGS).is_file()]
+    found = projects(Path())
+    runs = [folder for folder in found if (folder / SETTINGS).is_file()]
     if not runs:
-        raise CaffeToolsError("no run of caffetools finetune is in this folder; give its folder as RUN")
+        hint = next(filter(None, map(in_place_of_a_report, found)), None)
+        raise CaffeToolsError("no run of caffetools finetune is in this folder; give its folder as RUN", hint=hint)
     if runs[0] != Path():
         note(f"{runs[0]}: the {'newest' if len(runs) > 1 else 'only'} run here")
     return runs[0]

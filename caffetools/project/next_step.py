@@ -145,6 +145,27 @@ def after_quantize(deploy: PathLike, onnx: Path) -> str:
     return command("classify", onnx, picture) if picture is not None else ""
 
 
+def in_place_of_a_report(folder: Path) -> str:
+    """Return what draws the results of a net that was trained step by step, for an error about a missing run; "" where none was.
+
+    Args:
+        folder: Its project, or the folder of its prototxts.
+    """
+    nets = folder if (folder / "solver.prototxt").is_file() else folder / "net"
+    net, deploy = nets / "train_val.prototxt", nets / "deploy.prototxt"
+    weights = find_weights(net)
+    if weights is None or not deploy.is_file():
+        return ""
+    lines = [command("visualize", "all", deploy, weights, *filter(None, [find_picture(net)]), "-o", "visualize.html")]
+    card = find_dataset(net)
+    if card is not None:
+        lines.append(command("visualize", "confusion", deploy, weights, card.folder, "-o", "confusion.html"))
+    log = Path(f"{str(weights).partition('_iter_')[0]}.log")
+    if log.is_file():
+        lines.append(command("curves", log, "-o", "curves.html"))
+    return "of a net that was trained step by step, pages are drawn by " + "; ".join(lines)
+
+
 def has_onnx_form(net: PathLike) -> bool:
     """Return whether the type of each layer of a net has an ONNX form, or the net cannot be read; without it ``export`` refuses the net.
 

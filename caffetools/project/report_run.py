@@ -18,6 +18,8 @@ from caffetools.onnx.export import DEFAULT_OPSET
 from caffetools.project.config import FinetuneConfig
 from caffetools.project.evaluate import Evaluation, evaluate, held_out
 from caffetools.project.history import RunHistory, describe_environment, read_config, read_history
+from caffetools.project.manifest import SETTINGS
+from caffetools.project.next_step import in_place_of_a_report
 from caffetools.project.remarks import remarks_on_run
 from caffetools.project.report import RunRecord, report_of, title_and_summary
 from caffetools.project.report_steps import better_run
@@ -53,6 +55,8 @@ def report_run(folder: Path, out: Path | None = None, *, events: EventSink = ign
         DataError: An image of the dataset was removed or damaged.
         Cancelled: ``cancel`` was set.
     """
+    if not (folder / SETTINGS).is_file() and (hint := in_place_of_a_report(folder)):
+        raise CaffeToolsError(f"{folder}: not the folder of a run of caffetools finetune", hint=hint)
     history = read_history(folder)
     config = read_config(folder, history)
     solver = read_solver(folder / "net" / "solver.prototxt")

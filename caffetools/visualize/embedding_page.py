@@ -10,15 +10,20 @@ from caffetools.visualize.page import render_template
 from caffetools.visualize.picture_net import PathLike, PictureNet
 from caffetools.visualize.predictions import Predictions
 from caffetools.visualize.style import DARK, LIGHT
-from caffetools.visualize.thumbnails import thumbnail
+from caffetools.visualize.thumbnails import thumbnail_within
 
 _MOST_THUMBNAILS = 3000
+# Bytes of all pictures together, before base64 makes four of three.
+_PICTURES_SIZE = 3_000_000
+_LARGEST_PICTURE = 12_000
+# Up to this many pixels, a picture is enlarged with hard edges.
+_SMALL = 32
 
 
 def write_embedding_page(
     path: PathLike, points: NDArray[np.float64], predictions: Predictions, model: PictureNet, *, method: str, blob: str
 ) -> None:
-    """Write one HTML file with all points; the first 3,000 have their pictures.
+    """Write one HTML file with all points; the first 3,000 have their pictures, in 4 MB for all.
 
     Args:
         path: .html.
@@ -36,9 +41,15 @@ def write_embedding_page(
     unit = (points - low) / np.where(high > low, high - low, 1)
     pictures = predictions.pictures
     answers = predictions.predicted.tolist() if predictions.classified else pictures.labels
-    rows = []
+    budget = min(_LARGEST_PICTURE, _PICTURES_SIZE // min(len(pictures.paths), _MOST_THUMBNAILS))
+    rows: list[dict[str, object]] = []
+    small = False
     for index, ((x, y), label, given, file) in enumerate(zip(unit, pictures.labels, answers, pictures.paths, strict=True)):
-        image = thumbnail(model.prepare(file).shown)[0] if index < _MOST_THUMBNAILS else ""
+        image = ""
+        if index < _MOST_THUMBNAILS:
+            shown = model.prepare(file).shown
+            small = max(shown.shape[:2]) <= _SMALL
+            image = thumbnail_within(shown, budget)
         rows.append(
             {
                 "x": round(float(x), 4),
@@ -51,7 +62,6 @@ def write_embedding_page(
         )
     title = f"{blob} by {method.upper().replace('TSNE', 't-SNE')}"
     colours = list(zip(LIGHT.series, DARK.series, strict=True))
-    text = render_template(
-        "embedding.html.jinja", title=title, classes=list(pictures.classes), points=rows, colours=colours, blob=blob, method=method
-    )
+    values = {"title": title, "classes": list(pictures.classes), "points": rows, "colours": colours, "blob": blob, "method": method}
+    text = render_template("embedding.html.jinja", **values, small=small)
     write_text(path, text)

@@ -18,6 +18,10 @@ from caffetools.visualize.style import PathLike
 
 _SIDE = 168  # pixels of the longer side: twice what the page shows, for sharp displays
 _LARGEST_WEBP = 16_383  # pixels of a side
+# Of a thumbnail within a budget: what a photograph takes at the best of the qualities, which are tried in turn.
+_BYTES_PER_PIXEL = 0.25
+_SMALLEST_SIDE = 48
+_QUALITIES = (85, 70, 55, 40, 25, 10)
 
 
 def thumbnail(picture: Picture) -> tuple[str, bool]:
@@ -29,16 +33,29 @@ def thumbnail(picture: Picture) -> tuple[str, bool]:
     Raises:
         DataError: the file is not a readable picture, or the array has another shape or type.
     """
-    image = _read(picture) if isinstance(picture, str | os.PathLike) else _as_bgr(picture)
-    height, width = image.shape[:2]
-    longer = max(height, width)
-    if longer > _SIDE:
-        size = max(1, round(width * _SIDE / longer)), max(1, round(height * _SIDE / longer))
-        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-    small = longer <= 64
+    image = _within(_read(picture) if isinstance(picture, str | os.PathLike) else _as_bgr(picture), _SIDE)
+    small = max(image.shape[:2]) <= 64
     kind, options = (".png", []) if small else (".jpg", [cv2.IMWRITE_JPEG_QUALITY, 86])
     _, data = cv2.imencode(kind, image, options)
     return data_uri(data.tobytes(), "image/png" if small else "image/jpeg"), small
+
+
+def thumbnail_within(picture: NDArray[np.uint8], budget: int) -> str:
+    """Return a data URI of the picture in about ``budget`` bytes: as many pixels, and as good, as that allows.
+
+    Args:
+        picture: (H, W) grey or (H, W, 3) RGB.
+        budget: In bytes. What cannot be made so small is 48 pixels wide or high at the lowest quality.
+    """
+    webp = cv2.haveImageWriter(".webp")
+    ending, option = (".webp", cv2.IMWRITE_WEBP_QUALITY) if webp else (".jpg", cv2.IMWRITE_JPEG_QUALITY)
+    side = int(np.clip(np.sqrt(budget / _BYTES_PER_PIXEL), _SMALLEST_SIDE, _SIDE))
+    image = _within(_as_bgr(picture), side)
+    for quality in _QUALITIES:
+        _, data = cv2.imencode(ending, image, [option, quality])
+        if len(data) <= budget:
+            break
+    return data_uri(data.tobytes(), "image/webp" if webp else "image/jpeg")
 
 
 def lossless(image: NDArray[np.uint8]) -> str:
@@ -75,6 +92,15 @@ def one_for_both_themes(light: NDArray[np.uint8], dark: NDArray[np.uint8]) -> ND
 def data_uri(data: bytes, mime: str) -> str:
     """Return ``data`` as an address that holds it."""
     return f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _within(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    longer = max(height, width)
+    if longer <= side:
+        return image
+    size = max(1, round(width * side / longer)), max(1, round(height * side / longer))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _read(path: PathLike) -> NDArray[np.uint8]:

@@ -233,6 +233,25 @@ def test_a_retarget_that_finds_the_weights_of_the_net_names_them() -> None:
     assert next_of(again) == ["train", "second/solver.prototxt", "--weights", weights]
 
 
+def test_a_report_of_a_net_trained_step_by_step_is_answered_with_what_draws_it() -> None:
+    draw_shapes(Path("my pictures"), each=6)
+    run_well("dataset", "build", "my pictures", "data", "--size", 40)
+    Path("train_val.prototxt").write_text(TRAIN_VAL)
+    run_well("retarget", "--dataset", "data", "-o", "net", "--epochs", 1)
+    assert error_of(run("report")) == "no run of caffetools finetune is in this folder; give its folder as RUN"
+    run_well("train", "net/solver.prototxt")
+    message = error_of(run("report"))
+    assert error_of(run("report", "net")).partition("; ")[2] == message.partition("RUN; ")[2]
+    lines = message.partition("are drawn by ")[2].split("; ")
+    assert [shlex.split(line)[:3] for line in lines] == [
+        ["caffetools", "visualize", "all"],
+        ["caffetools", "visualize", "confusion"],
+        ["caffetools", "curves", "net/snapshot.log"],
+    ]
+    for line in lines:
+        run_well(*shlex.split(line)[1:])
+
+
 def test_a_folder_that_is_not_a_database_where_a_net_has_its_data_does_not_matter_to_another_dataset() -> None:
     draw_shapes(Path("none"), each=6)
     Path("train_val.prototxt").write_text(TRAIN_VAL)

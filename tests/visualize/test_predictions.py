@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from caffetools.visualize.evaluation_figures import embedding_figure, errors_fig
 from caffetools.visualize.explanations import ALL_METHODS, explain, explain_all, explanations_figure, last_feature_layer, score_blob
 from caffetools.visualize.picture_net import PictureNet
 from caffetools.visualize.predictions import LabelledPictures, Predictions, feature_blob, labelled_pictures, predict
+from caffetools.visualize.thumbnails import thumbnail_within
 from tests.net.test_net import conv, data, net_of, relu
 from tests.visualize.browser import run_in_page
 from tests.visualize.test_attribution import linear
@@ -170,6 +172,21 @@ def test_the_embedding_page_shows_pictures_and_hides_classes(model: PictureNet, 
       done([...shown, [...marks].filter((m) => m.style.display === 'none').length, document.querySelector('#key button').textContent].join('|'));
     """
     assert run_in_page(html, script, tmp_path) == "12|1|b|4|a&lt;b&gt;"
+
+
+@pytest.mark.parametrize("noise", [0, 60])
+def test_pictures_of_an_embedding_page_keep_to_their_budget(noise: int) -> None:
+    random = np.random.default_rng(0)
+    y, x = np.mgrid[:227, :300]
+    waves = 128 + 60 * np.sin(x / 9)[..., None] + 40 * np.sin(y / 7)[..., None] + np.array([0, 10, -20])
+    photo = np.clip(waves + random.normal(0, noise, (227, 300, 3)), 0, 255).astype(np.uint8)
+    sides = []
+    for budget in (1000, 4000, 12_000):
+        data = base64.b64decode(thumbnail_within(photo, budget).partition(",")[2])
+        assert len(data) <= budget
+        sides.append(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape[1])
+    assert sides == [63, 126, 168]
+    assert thumbnail_within(np.zeros((28, 28), np.uint8), 1000).startswith("data:image/webp")
 
 
 def test_an_embedding_page_with_a_very_long_class_name_is_as_wide_as_the_screen(model: PictureNet, folder: Path, tmp_path: Path) -> None:
