@@ -55,7 +55,8 @@ def report_run(folder: Path, out: Path | None = None, *, events: EventSink = ign
         DataError: An image of the dataset was removed or damaged.
         Cancelled: ``cancel`` was set.
     """
-    if not (folder / SETTINGS).is_file() and (hint := in_place_of_a_report(folder)):
+    in_a_run = any((place / SETTINGS).is_file() for place in (folder, folder.resolve().parent))
+    if not in_a_run and (hint := in_place_of_a_report(folder)):
         raise CaffeToolsError(f"{folder}: not the folder of a run of caffetools finetune", hint=hint)
     history = read_history(folder)
     config = read_config(folder, history)

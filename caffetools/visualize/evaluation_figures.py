@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -21,6 +22,7 @@ _MOST_CURVES = 6
 _MOST_NAMES = 14  # classes up to which an embedding's legend names each
 _MARKERS = "os^vDPX<>*"
 _PROJECTIONS = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
+_BLOCK = 4096  # rows or columns of features that are taken in float64 at once
 _SIDE = 232  # pixels of a picture on the sheet of errors
 
 
@@ -157,10 +159,9 @@ def project_features(features: NDArray[np.float32], method: str = "pca", *, seed
     check_projection(method)
     if len(features) < 3:
         raise DataError(f"a projection needs at least 3 pictures, not {len(features)}")
-    centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
-    if not np.isfinite(centred).all():
+    if not np.isfinite(features).all():
         raise DataError("the features are not finite; the net's weights have diverged")
-    reduced = _principal(centred, min(50, *centred.shape))
+    reduced = _principal(features, min(50, *features.shape))
     if method == "pca":
         return np.pad(reduced, ((0, 0), (0, max(0, 2 - reduced.shape[1]))))[:, :2]
     if method == "tsne":
@@ -202,10 +203,33 @@ def _square(image: NDArray[np.uint8], side: int = _SIDE) -> NDArray[np.uint8]:
     return enlarge(image, side)
 
 
-def _principal(centred: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    u, s, vt = np.linalg.svd(centred, full_matrices=False)
-    signs = np.sign(vt[np.arange(len(vt)), np.abs(vt).argmax(1)])
-    return np.asarray((u * s * np.where(signs == 0, 1, signs))[:, :count])
+def _principal(features: NDArray[np.float32], count: int) -> NDArray[np.float64]:
+    """Return the first ``count`` principal components of features (M, D), (M, count).
+
+    From the products of the pictures with each other, or of the features where those are fewer, added up by blocks: the features of a
+    convolution are a hundred thousand values a picture, for which a decomposition of the whole matrix takes ten times its memory.
+    """
+    mean = features.mean(0, dtype=np.float64)
+    few = len(features) <= features.shape[1]
+
+    def blocks() -> Iterator[NDArray[np.float64]]:
+        for start in range(0, features.shape[1] if few else len(features), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            yield features[:, part] - mean[part] if few else features[part] - mean
+
+    products = np.zeros((min(features.shape),) * 2)
+    for block in blocks():
+        products += block @ block.T if few else block.T @ block
+    values, vectors = np.linalg.eigh(products)
+    lengths, vectors = np.sqrt(np.maximum(values[::-1][:count], 0)), vectors[:, ::-1][:, :count]
+    # Shorter ones are rounding errors of the products.
+    lengths[lengths <= 1e-7 * lengths[0]] = 0
+    if few:
+        directions, scores = np.concatenate([block.T @ vectors for block in blocks()]), vectors * lengths
+    else:
+        directions, scores = vectors, np.concatenate([block @ vectors for block in blocks()]) * (lengths > 0)
+    signs = np.sign(directions[np.abs(directions).argmax(0), np.arange(count)])
+    return np.asarray(scores * np.where(signs == 0, 1, signs))
 
 
 def _tsne(reduced: NDArray[np.float64], seed: int) -> NDArray[np.float64]:

@@ -174,6 +174,17 @@ def test_the_embedding_page_shows_pictures_and_hides_classes(model: PictureNet, 
     assert run_in_page(html, script, tmp_path) == "12|1|b|4|a&lt;b&gt;"
 
 
+@pytest.mark.parametrize("shape", [(30, 9000), (9000, 20), (12, 12)])
+def test_components_are_those_of_a_decomposition_of_the_whole_matrix(shape: tuple[int, int]) -> None:
+    random = np.random.default_rng(0)
+    features = (random.normal(size=(shape[0], 5)) @ random.normal(size=(5, shape[1])) + 3).astype(np.float32)
+    points = project_features(features)
+    u, s, vt = np.linalg.svd(features - features.mean(0, dtype=np.float64), full_matrices=False)
+    signs = np.sign(vt[np.arange(2), np.abs(vt[:2]).argmax(1)])
+    np.testing.assert_allclose(points, (u * s)[:, :2] * signs, atol=1e-6 * s[0])
+    assert (project_features(np.ones(shape, np.float32)) == 0).all()
+
+
 @pytest.mark.parametrize("noise", [0, 60])
 def test_pictures_of_an_embedding_page_keep_to_their_budget(noise: int) -> None:
     random = np.random.default_rng(0)
