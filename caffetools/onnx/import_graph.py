@@ -14,11 +14,12 @@ import onnx.version_converter
 from numpy.typing import NDArray
 from onnx import helper
 
+from caffetools.engines.base import EngineError
 from caffetools.engines.input_shapes import fill_free_axes
 from caffetools.engines.onnxruntime import Session, open_session
-from caffetools.errors import ExportError
+from caffetools.errors import ExportError, ModelFileError
 from caffetools.layers.base import Shape, format_shape
-from caffetools.onnx.import_inline import RANDOM, has_branches, inline_branches, inline_functions, is_own, read_values
+from caffetools.onnx.import_inline import RANDOM, has_branches, inline_branches, inline_functions, is_own, read_values, steps_first
 from caffetools.onnx.model import tensor_array
 
 Array = NDArray[Any]
@@ -70,6 +71,7 @@ class ImportGraph:
         sample: Value → array for one random input; what the imported net is compared with.
         second: Input or output → array for another one.
         opset: Version of ONNX's operators.
+        batch_axes: Value → the axis whose size is the batch's, of a model that takes any batch and moves it; empty for others.
     """
 
     name: str
@@ -81,6 +83,7 @@ class ImportGraph:
     sample: dict[str, Array]
     second: dict[str, Array]
     opset: int
+    batch_axes: dict[str, int] = field(default_factory=dict)
     _readers: dict[str, list[Node]] | None = None
 
     def readers(self, value: str) -> list[Node]:
@@ -125,7 +128,7 @@ def prepare(model: onnx.ModelProto, input_shapes: Mapping[str, Shape] | None = N
         ImportFailed: A size is free and not given, or an input is not float32.
         ModelFileError: onnxruntime cannot load the model.
     """
-    model, opset = _runnable(inline_functions(model))
+    model, opset = _runnable(steps_first(inline_functions(model)))
     fixed = _fixed_inputs(model, dict(input_shapes or {}))
     random = np.random.RandomState(seed)
     # The second is wider, so that what holds only for small values is found too.
@@ -142,7 +145,8 @@ def prepare(model: onnx.ModelProto, input_shapes: Mapping[str, Shape] | None = N
     nodes = [_node(proto) for proto in model.graph.node if any(name in depends for name in proto.output)]
     outputs = [value.name for value in model.graph.output]
     second = feeds[1] | session.run(feeds[1], outputs=list(dict.fromkeys(outputs)))
-    return ImportGraph(model.graph.name or "net", nodes, fixed, outputs, shapes, constants, values, second, opset)
+    batch_axes = _batch_axes(model, feeds[0], shapes)
+    return ImportGraph(model.graph.name or "net", nodes, fixed, outputs, shapes, constants, values, second, opset, batch_axes)
 
 
 def _run(model: onnx.ModelProto, feed: Mapping[str, Array]) -> tuple[set[str], dict[str, Array], Session]:
@@ -157,6 +161,31 @@ def _run(model: onnx.ModelProto, feed: Mapping[str, Array]) -> tuple[set[str], d
     del exposed.graph.value_info[:]
     session = open_session(exposed, fast=False)
     return depends, {**session.run(feed), **feed}, session
+
+
+def _batch_axes(model: onnx.ModelProto, feed: Mapping[str, Array], shapes: Mapping[str, Shape]) -> dict[str, int]:
+    """Run a model of any batch size, some node of which may move the batch, with twice the batch; gives the axis of each value that is longer then."""
+    free = [value for value in model.graph.input if value.name in feed and not value.type.tensor_type.shape.dim[:1][0].dim_value]
+    moving = any(_moves_batch(node) for node in model.graph.node)
+    if not moving or len(free) < len(feed):
+        return {}
+    try:
+        _, values, _ = _run(model, {name: np.concatenate([value, value]) for name, value in feed.items()})
+    except (EngineError, ModelFileError):
+        # Sizes that were written into the model are those of one batch size.
+        return {}
+    found = {}
+    for name, value in values.items():
+        before = shapes.get(name, ())
+        changed = [axis for axis, pair in enumerate(zip(before, np.shape(value), strict=False)) if pair[0] != pair[1]]
+        if len(changed) == 1:
+            found[name] = changed[0]
+    return found
+
+
+def _moves_batch(node: onnx.NodeProto) -> bool:
+    order = [list(item.ints) for item in node.attribute if item.name == "perm"] if node.op_type == "Transpose" else []
+    return node.op_type in ("LSTM", "GRU", "RNN", "Reshape") or (node.op_type == "Transpose" and (not order or order[0][0] != 0))
 
 
 def _constants(model: onnx.ModelProto, values: Mapping[str, Array], depends: Collection[str]) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""Graphs inside nodes: functions and branches whose condition is constant are put into the graph; which outer values a body reads."""
+"""What is rewritten before a model runs: functions and branches whose condition is constant are put into the graph; which outer values a body reads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 from numpy.typing import NDArray
-from onnx import inliner
+from onnx import helper, inliner
 
 # Operators that give other numbers in each run, so that their values are not constant even where no input is.
 RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"})
@@ -19,6 +19,40 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     inlined: onnx.ModelProto = inliner.inline_local_functions(model)
     return inlined
+
+
+def steps_first(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with Transposes around recurrent nodes whose batch is first (``layout``), which onnxruntime does not run."""
+    if not any(_is_batch_first(node) for node in model.graph.node):
+        return model
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.node[:]
+    for index, node in enumerate(model.graph.node):
+        copied = onnx.NodeProto()
+        copied.CopyFrom(node)
+        if not _is_batch_first(node):
+            result.graph.node.append(copied)
+            continue
+        name = node.name or f"{node.op_type}_{index}"
+        copied.attribute.remove(next(item for item in copied.attribute if item.name == "layout"))
+        # x is (N, T, I) then, a state (N, directions, D), and y (N, T, directions, D).
+        for place in (0, 5, 6):
+            if place < len(node.input) and node.input[place]:
+                copied.input[place] = f"{name}/steps_first/{place}"
+                result.graph.node.append(helper.make_node("Transpose", [node.input[place]], [copied.input[place]], perm=[1, 0, 2]))
+        copied.output[:] = [f"{name}/steps_first/y{place}" if value else "" for place, value in enumerate(node.output)]
+        result.graph.node.append(copied)
+        for place, value in enumerate(node.output):
+            if value:
+                order = [1, 0, 2] if place else [2, 0, 1, 3]
+                result.graph.node.append(helper.make_node("Transpose", [copied.output[place]], [value], perm=order))
+    return result
+
+
+def _is_batch_first(node: onnx.NodeProto) -> bool:
+    recurrent = is_own(node) and node.op_type in ("LSTM", "GRU", "RNN")
+    return recurrent and any(item.name == "layout" and item.i for item in node.attribute)
 
 
 def is_own(node: onnx.NodeProto) -> bool:

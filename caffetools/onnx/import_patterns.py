@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import onnx
-
 from caffetools.onnx.import_graph import ImportGraph, Node, pad_amounts, pad_value
 
 Pattern = Callable[[ImportGraph, Node], bool]
@@ -23,7 +21,6 @@ def merge_patterns(graph: ImportGraph) -> None:
         merge_pad,
         merge_pool_pad,
         merge_directions,
-        merge_threshold,
     ):
         for node in list(graph.nodes):
             if any(node is kept for kept in graph.nodes):
@@ -166,21 +163,8 @@ def merge_pool_pad(graph: ImportGraph, node: Node) -> bool:
     return True
 
 
-def merge_threshold(graph: ImportGraph, node: Node) -> bool:
-    """Merge Greater than a number and a Cast to floats: Threshold."""
-    compared = graph.maker(node.inputs[0]) if node.op == "Cast" and int(node.attributes["to"]) == onnx.TensorProto.FLOAT else None
-    if compared is None or compared.op != "Greater" or graph.only_reader(node.inputs[0]) is not node:
-        return False
-    limit = graph.constants.get(compared.inputs[1])
-    if limit is None or limit.size != 1 or limit.ndim > len(graph.shapes[compared.inputs[0]]):
-        return False
-    attributes = {"threshold": float(limit.reshape(-1)[0])}
-    graph.replace([compared, node], Node("Threshold", node.name, compared.inputs[:1], node.outputs, attributes))
-    return True
-
-
 def merge_directions(graph: ImportGraph, node: Node) -> bool:
-    """Merge what brings an LSTM's output (T, directions, N, D) to (T, N, directions · D) into it, ``joined``.
+    """Merge what brings a recurrent node's output (T, directions, N, D) to (T, N, directions · D) into it, ``joined``.
 
     A Squeeze or Reshape of one direction, or Transpose and Reshape.
     """
@@ -188,7 +172,7 @@ def merge_directions(graph: ImportGraph, node: Node) -> bool:
         return False
     turned = graph.maker(node.inputs[0])
     maker = graph.maker(turned.inputs[0]) if turned is not None and turned.op == "Transpose" else turned
-    if turned is None or maker is None or maker.op not in ("LSTM", "RNN") or "joined" in maker.attributes:
+    if turned is None or maker is None or maker.op not in ("LSTM", "GRU", "RNN") or "joined" in maker.attributes:
         return False
     value = maker.outputs[0]
     steps, directions, batch, hidden = graph.shapes.get(value, (0, 0, 0, 0))

@@ -178,6 +178,11 @@ OPERATORS: dict[str, onnx.ModelProto] = {
     "multiply to a map": model("Mul", (1, 4, 1, 1), constants=(numbers(1, 1, 9, 10),)),
     "matmul of a vector": model("MatMul", (1, 5), constants=(numbers(5),)),
     "matmul of two": model("MatMul", (1, 2, 6, 3), (1, 2, 3, 5)),
+    "transposed matrix": model("Transpose", (1, 4, 3), perm=[0, 2, 1]),
+    "pad the batch": model("Pad", MAPS, constants=(ints(1, 0, 1, 0, 2, 0, 0, 0), np.float32(2))),
+    "pad a vector": model("Pad", (1, 5), constants=(ints(0, 1, 0, 2),)),
+    "pad by a huge number": model("Pad", MAPS, constants=(ints(0, 0, 1, 1, 0, 0, 1, 1), np.float32(-1e38))),
+    "pad channels by less than nothing": model("Pad", MAPS, constants=(ints(0, -1, 2, -1, 0, -1, -1, 0),)),
     "concat with a constant": model("Concat", MAPS, constants=(numbers(1, 2, 9, 10),), axis=1),
 }
 
@@ -201,13 +206,9 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
     "an operator without layers": (model("Floor", MAPS), "Caffe has no layer that rounds values"),
     "pooling over three axes": (model("MaxPool", (1, 2, 4, 4, 4), kernel_shape=[2, 2, 2]), "Caffe pools maps of 2 axes only, not 3"),
     "dilated pooling": (model("MaxPool", MAPS, kernel_shape=[2, 2], dilations=[2, 2]), "Caffe's pooling has no dilation"),
-    "padding by a huge number": (
-        model("Pad", MAPS, constants=(ints(0, 0, 1, 1, 0, 0, 1, 1), np.float32(-1e38))),
-        "a constant of -1e+38 has layers only before a MaxPool",
-    ),
     "less padding than the map has": (
         model("Pad", (1, 3, 7, 6), constants=(ints(0, 0, 0, -3, 0, 0, 0, -3), np.float32(0))),
-        "takes more than there is of maps of 7 x 6",
+        "takes more than there is of 1 x 3 x 7 x 6",
     ),
     "resized batch": (model("Resize", MAPS, constants=(None, np.float32([2, 1, 1, 1]))), "only maps of 2 axes are resized"),
     "two large matrices": (model("MatMul", (1, 1000, 300), (1, 300, 1000)), "no layer multiplies two matrices"),

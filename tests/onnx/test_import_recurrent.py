@@ -1,4 +1,4 @@
-"""Import of LSTM and RNN: every direction and state against onnxruntime, any batch size, and real Caffe where it is here."""
+"""Import of LSTM, GRU and RNN: every direction and state against onnxruntime, any batch size, and real Caffe where it is here."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from caffetools.infer.compare import Candidate, compare_engines
 from caffetools.infer.import_model import torch_to_onnx
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights
-from caffetools.onnx.import_graph import ImportFailed
+from caffetools.onnx.import_net import Target
 from caffetools.onnx.importer import import_model
 from caffetools.proto.schema import TEST
 from tests.onnx.conftest import expect_refusal
@@ -30,7 +30,7 @@ def recurrent(
 ) -> onnx.ModelProto:
     """One node; its first state is ``""`` (none), ``constant`` or ``input``; ``inputs`` are further constants, by their place."""
     random = np.random.RandomState(2)
-    directions, gates, batch = 1 + (direction == "bidirectional"), 4 if op == "LSTM" else 1, attributes.pop("batch", BATCH)
+    directions, gates, batch = 1 + (direction == "bidirectional"), {"LSTM": 4, "GRU": 3, "RNN": 1}[op], attributes.pop("batch", BATCH)
     steps = attributes.pop("steps", STEPS)
     shapes = {"w": (gates * HIDDEN, INPUTS), "r": (gates * HIDDEN, HIDDEN), "b": (2 * gates * HIDDEN,)}
     constants: dict[str, Any] = {name: random.randn(directions, *shape).astype(np.float32) / 2 for name, shape in shapes.items()}
@@ -55,7 +55,7 @@ def recurrent(
 @pytest.mark.parametrize("outputs", ["y", "y h c", "h", "h c"])
 @pytest.mark.parametrize("state", ["", "constant", "input"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("op", ["LSTM", "RNN"])
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
 def test_every_direction_and_state_gives_the_models_numbers(op: str, direction: str, state: str, outputs: str) -> None:
     for steps in (1, STEPS):
         imported = import_model(recurrent(op, direction, state, outputs, steps=steps))
@@ -76,7 +76,7 @@ class Sequence(torch.nn.Module):
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("kind", ["LSTM", "RNN"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_layers_of_torch_need_no_moved_axes_and_take_any_batch_size(kind: str, bidirectional: bool) -> None:
     torch.manual_seed(0)
     module = Sequence(kind, bidirectional=bidirectional).eval()
@@ -87,6 +87,21 @@ def test_layers_of_torch_need_no_moved_axes_and_take_any_batch_size(kind: str, b
     x = torch.randn(STEPS, BATCH, INPUTS)
     with torch.no_grad():
         np.testing.assert_allclose(net({"x": x})[net.outputs[0]].numpy(), module(x).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["bvlc", "ssd"])
+@pytest.mark.parametrize("state", ["", "input"])
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+def test_a_batch_that_is_first_may_have_any_size(op: str, state: str, target: Target) -> None:
+    """With ``layout``, which onnxruntime does not run, and with the transposes that torch writes."""
+    proto = recurrent(op, "bidirectional", state)
+    proto.graph.node[0].attribute.append(helper.make_attribute("layout", 1))
+    for value in proto.graph.input:
+        first, second = value.type.tensor_type.shape.dim[:2]
+        second.dim_value, first.dim_param = first.dim_value, "n"
+    imported = import_model(proto, target=target)
+    assert imported.largest_difference < 1e-6
+    assert not imported.batch_limit
 
 
 def test_a_second_run_begins_with_the_first_state_again() -> None:
@@ -102,14 +117,9 @@ def test_a_second_run_begins_with_the_first_state_again() -> None:
 
 
 REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
-    "peepholes": (recurrent("LSTM", inputs={"peepholes": np.ones((1, 3 * HIDDEN), np.float32)}), "it has peepholes"),
-    "clip": (recurrent("LSTM", clip=3.0), "Caffe's LSTM does not clip the input of its activations"),
-    "activations": (
-        recurrent("RNN", activations=["Relu"]),
-        "Caffe's RNN has the activations Tanh, and this one Relu",
-    ),
-    "coupled gates": (recurrent("LSTM", input_forget=1), "its input and forget gates are coupled"),
     "lengths": (recurrent("LSTM", inputs={"lengths": np.int32([1, 2, STEPS])}), "its sequences have lengths of their own"),
+    "steps": (recurrent("GRU", steps=600), "written step by step its 600 steps would take 64800 weights; there may be 512 steps"),
+    "activations": (recurrent("RNN", activations=["ThresholdedRelu"]), "its activation ThresholdedRelu is not one of Relu, Sigmoid"),
     "first states of items": (
         recurrent("RNN", inputs={"h0": np.random.RandomState(0).rand(1, BATCH, HIDDEN).astype(np.float32)}),
         "its first state is a constant that differs from item to item",
@@ -127,15 +137,35 @@ def test_settings_that_change_nothing_are_taken() -> None:
     import_model(recurrent("LSTM", inputs=given, activations=["Sigmoid", "Tanh", "Tanh"]))
 
 
-def test_a_gru_is_refused_with_the_reason() -> None:
-    module = Sequence("GRU", bidirectional=False).eval()
-    with pytest.raises(
-        ImportFailed, match=r"\(GRU\): Caffe's recurrent layers are LSTM and RNN, and their gates cannot be made those of a GRU"
-    ):
-        import_model(onnx.load_from_string(torch_to_onnx(module, {"x": (STEPS, 1, INPUTS)})))
+PEEPHOLES = {"peepholes": np.random.RandomState(1).randn(2, 3 * HIDDEN).astype(np.float32)}
+UNROLLED: dict[str, tuple[str, dict[str, Any]]] = {
+    "reset behind the product": ("GRU", {"linear_before_reset": 1}),
+    "GRU that clips": ("GRU", {"clip": 0.4}),
+    "other activations of a GRU": (
+        "GRU",
+        {"activations": ["HardSigmoid", "Relu"] * 2, "activation_alpha": [0.25, 0.3], "activation_beta": [0.4, 0.6]},
+    ),
+    "peepholes": ("LSTM", {"inputs": PEEPHOLES}),
+    "clip": ("LSTM", {"clip": 0.5}),
+    "coupled gates": ("LSTM", {"input_forget": 1}),
+    "coupled gates with peepholes": ("LSTM", {"input_forget": 1, "inputs": PEEPHOLES}),
+    "other activations of an LSTM": ("LSTM", {"activations": ["HardSigmoid", "Softplus", "Elu"] * 2}),
+    "Relu": ("RNN", {"activations": ["Relu"] * 2}),
+    "numbers in order": ("RNN", {"activations": ["LeakyRelu", "Affine"], "activation_alpha": [0.2, 0.7], "activation_beta": [0.1]}),
+    "ScaledTanh": ("RNN", {"activations": ["ScaledTanh"] * 2, "activation_alpha": [1.5, 0.5], "activation_beta": [0.5, 2.0]}),
+}
 
 
-@pytest.mark.parametrize("op", ["LSTM", "RNN"])
+@pytest.mark.parametrize("state", ["", "constant", "input"])
+@pytest.mark.parametrize("name", UNROLLED)
+def test_what_caffes_layers_do_not_have_is_written_step_by_step(name: str, state: str) -> None:
+    op, settings = UNROLLED[name]
+    imported = import_model(recurrent(op, "bidirectional", state, **settings))
+    assert imported.largest_difference < 1e-6
+    assert not {"LSTM", "RNN"} & {layer.type for layer in imported.model.net.layer}
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
 @pytest.mark.usefixtures("real_caffe")
 def test_real_caffe_gives_the_numbers_of_imported_layers(op: str, tmp_path: Path) -> None:
     for number, (direction, state) in enumerate((direction, state) for direction in DIRECTIONS for state in ("", "constant", "input")):

@@ -7,6 +7,7 @@ import importlib
 _FAMILIES = (
     "activation",
     "axes",
+    "comparison",
     "elementwise",
     "matrix",
     "normalization",

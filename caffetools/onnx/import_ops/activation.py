@@ -17,29 +17,40 @@ from caffetools.layers.softmax import Softmax
 from caffetools.onnx.import_graph import Node
 from caffetools.onnx.import_net import NetWriter, importer
 
-_PLAIN: dict[str, type[Layer]] = {
+PLAIN: dict[str, type[Layer]] = {
     "Relu": ReLU, "Sigmoid": Sigmoid, "Tanh": TanH, "Abs": AbsVal, "Softplus": BNLL, "Exp": Exp, "Log": Log,
 }  # fmt: skip
-_SAME = ("Identity", "Dropout", "Cast")
+_SAME = ("Identity", "Dropout")
 
 
-@importer(*_PLAIN)
+@importer(*PLAIN)
 def plain(writer: NetWriter, node: Node) -> None:
     """Add a layer without settings."""
-    writer.layer(node, _PLAIN[node.op].TYPE, [writer.blob(node, node.inputs[0])])
+    writer.layer(node, PLAIN[node.op].TYPE, [writer.blob(node, node.inputs[0])])
 
 
 @importer(*_SAME)
 def same(writer: NetWriter, node: Node) -> None:
     """Import an operator that is the identity at inference."""
-    if node.op == "Cast" and int(node.attributes["to"]) not in (1, 10, 11, 16):
-        raise node.error("a Caffe net has float values only")
     if any(name and writer.graph.readers(name) for name in node.outputs[1:]):
         raise node.error("its mask is used")
     training = writer.constant(node, 2)
     if node.op == "Dropout" and training is not None and bool(np.asarray(training).reshape(-1)[0]):
         raise node.error("it drops values, as in training")
     writer.alias(node)
+
+
+@importer("Cast")
+def cast(writer: NetWriter, node: Node) -> None:
+    """Nothing, since whole numbers, and true and false, are floats in a blob; whether a value is 0 where it becomes true or false."""
+    given, made = (writer.graph.sample[value].dtype.kind for value in (node.inputs[0], node.outputs[0]))
+    if made == "b" and given != "b":
+        size = writer.layer(node, AbsVal.TYPE, [writer.blob(node, node.inputs[0])], last=False, hint="abs")
+        writer.layer(node, Threshold.TYPE, [size.top[0]])
+    elif made in "iu" and given not in "iub":
+        raise node.error("Caffe has no layer that rounds values to whole numbers")
+    else:
+        writer.alias(node)
 
 
 @importer("LeakyRelu")
@@ -79,13 +90,6 @@ def prelu(writer: NetWriter, node: Node) -> None:
     layer = writer.layer(node, PReLU.TYPE, [writer.blob(node, node.inputs[0])], weights=[slope.reshape(() if shared else (channels,))])
     if shared:
         layer.prelu_param.channel_shared = True
-
-
-@importer("Threshold")
-def threshold(writer: NetWriter, node: Node) -> None:
-    """Import 1 above a number and 0 up to it, from Greater and Cast."""
-    layer = writer.layer(node, Threshold.TYPE, [writer.blob(node, node.inputs[0])])
-    layer.threshold_param.threshold = float(node.attributes["threshold"])
 
 
 @importer("Clip")
@@ -161,12 +165,12 @@ def product(writer: NetWriter, node: Node, bottoms: list[str], *, last: bool = T
 @importer("HardSigmoid")
 def hard_sigmoid(writer: NetWriter, node: Node) -> None:
     """alpha · x + beta, held between 0 and 1."""
-    add_hard_sigmoid(writer, node, writer.blob(node, node.inputs[0]))
-
-
-def add_hard_sigmoid(writer: NetWriter, node: Node, blob: str, *, last: bool = True) -> str:
-    """Add a HardSigmoid with the node's alpha and beta; gives the blob."""
     alpha, beta = float(node.attributes.get("alpha", 0.2)), float(node.attributes.get("beta", 0.5))
+    add_hard_sigmoid(writer, node, writer.blob(node, node.inputs[0]), alpha=alpha, beta=beta)
+
+
+def add_hard_sigmoid(writer: NetWriter, node: Node, blob: str, *, alpha: float, beta: float, last: bool = True) -> str:
+    """Add alpha · x + beta, held between 0 and 1; gives the blob."""
     if writer.target == "any" and math.isclose(alpha, 1 / 6, rel_tol=1e-6) and beta == 0.5:
         return str(writer.layer(node, HSigmoid.TYPE, [blob], last=last, hint="" if last else "gate").top[0])
     return add_clip(writer, node, power(writer, node, blob, scale=alpha, shift=beta, last=False), 0.0, 1.0, last=last)
@@ -179,8 +183,7 @@ def hard_swish(writer: NetWriter, node: Node) -> None:
     if writer.target == "any":
         writer.layer(node, HSwish.TYPE, [blob])
         return
-    node.attributes |= {"alpha": 1 / 6, "beta": 0.5}
-    product(writer, node, [blob, add_hard_sigmoid(writer, node, blob, last=False)])
+    product(writer, node, [blob, add_hard_sigmoid(writer, node, blob, alpha=1 / 6, beta=0.5, last=False)])
 
 
 @importer("Swish")

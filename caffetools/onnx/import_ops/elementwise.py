@@ -53,7 +53,7 @@ def _by_constant(writer: NetWriter, node: Node, blob: str, number: NDArray[np.fl
         scalar = float(number.reshape(-1)[0])
         power(writer, node, blob, shift=scalar if add else 0.0, scale=1.0 if add else scalar)
         return
-    axis, array = _placed(node, number, shape)
+    axis, array = placed(node, number, shape)
     layer = writer.layer(node, Bias.TYPE if add else Scale.TYPE, [blob], weights=[array])
     param = layer.bias_param if add else layer.scale_param
     if axis != 1:
@@ -62,7 +62,7 @@ def _by_constant(writer: NetWriter, node: Node, blob: str, number: NDArray[np.fl
         param.num_axes = array.ndim
 
 
-def _placed(node: Node, constant: NDArray[np.float64], shape: Shape) -> tuple[int, Array]:
+def placed(node: Node, constant: NDArray[np.float64], shape: Shape) -> tuple[int, Array]:
     """Return the axis from which on a constant lies along ``shape``, and the constant without the axes of 1 around it."""
     if constant.ndim > len(shape):
         raise node.error(f"its constant has more axes than its input ({format_shape(shape)})")

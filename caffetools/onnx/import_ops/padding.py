@@ -6,13 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from caffetools.layers.base import Shape
+from caffetools.layers.base import Shape, format_shape
+from caffetools.layers.concat import Concat
 from caffetools.layers.convolution import Convolution
+from caffetools.layers.crop import Tile
 from caffetools.onnx.import_graph import Node, pad_amounts, pad_value
 from caffetools.onnx.import_net import NetWriter, importer
 from caffetools.onnx.import_ops.activation import power
 from caffetools.onnx.import_ops.axes import take
-from caffetools.onnx.import_ops.window import crop, depthwise, fill_kernel
+from caffetools.onnx.import_ops.slicing import cut
+from caffetools.onnx.import_ops.window import depthwise, fill_kernel
 
 # (x - c) + c loses digits for a constant c that is far larger than the values.
 _LARGEST_CONSTANT = 1e3
@@ -42,24 +45,24 @@ def pad(writer: NetWriter, node: Node) -> None:
 
 
 def _cut(writer: NetWriter, node: Node, blob: str, amounts: list[int], *, last: bool) -> tuple[str, Shape]:
-    """Cut maps where they are padded by less than nothing; gives the blob and its shape."""
-    shape = writer.shape(node.inputs[0])
+    """Cut axes that are padded by less than nothing; gives the blob and its shape."""
+    shape = list(writer.shape(node.inputs[0]))
     axes = len(shape)
     less = [(max(-amounts[axis], 0), max(-amounts[axes + axis], 0)) for axis in range(axes)]
-    if axes != 4 or any(map(any, less[:2])):
-        raise node.error("less than no padding has layers for both axes of maps only")
-    kept = [(before, shape[axis] - before - behind) for axis, (before, behind) in enumerate(less) if axis > 1]
-    if any(length < 1 for _, length in kept):
-        raise node.error(f"less than no padding takes more than there is of maps of {shape[2]} x {shape[3]}")
-    blob = crop(writer, node, blob, list(shape[2:]), kept, last=last)
-    return blob, (*shape[:2], *(length for _, length in kept))
+    shorter = [axis for axis in range(axes) if any(less[axis])]
+    for axis in shorter:
+        start, stop = less[axis][0], shape[axis] - less[axis][1]
+        if stop <= start:
+            raise node.error(f"less than no padding takes more than there is of {format_shape(writer.shape(node.inputs[0]))}")
+        blob = cut(writer, node, blob, axis, shape[axis], start, stop, last=last and axis == shorter[-1])
+        shape[axis] = stop - start
+    return blob, tuple(shape)
 
 
 def _constant(writer: NetWriter, node: Node, blob: str, shape: list[int], begin: list[int], end: list[int], value: float) -> None:
-    if len(shape) < 3 or begin[0] or end[0]:
-        raise node.error(f"a constant has layers for channels and maps only, not for axes of {len(shape)}")
-    if abs(value) > _LARGEST_CONSTANT:
-        raise node.error(f"a constant of {value:g} has layers only before a MaxPool; up to {_LARGEST_CONSTANT:g} it has others")
+    if len(shape) < 3 or begin[0] or end[0] or abs(value) > _LARGEST_CONSTANT:
+        _slabs(writer, node, blob, shape, begin, end, value)
+        return
     channels, around = bool(begin[1] or end[1]), any(begin[2:]) or any(end[2:])
     if value:
         blob = power(writer, node, blob, shift=-value, last=False)
@@ -78,6 +81,27 @@ def _constant(writer: NetWriter, node: Node, blob: str, shape: list[int], begin:
         blob = depthwise(writer, node, blob, shape[1], np.ones(ones), begin[2:], end[2:], ones, last=not value)
     if value:
         power(writer, node, blob, shift=value)
+
+
+def _slabs(writer: NetWriter, node: Node, blob: str, shape: list[int], begin: list[int], end: list[int], value: float) -> None:
+    """Put a slice of the values, times 0 and plus the constant, at both ends of each axis as often as is asked for."""
+    axes = [axis for axis in range(len(shape)) if begin[axis] or end[axis]]
+    for axis in axes:
+        row = blob if shape[axis] == 1 else cut(writer, node, blob, axis, shape[axis], 0, 1, last=False)
+        row = power(writer, node, row, scale=0, shift=value, last=False)
+        parts = [_repeated(writer, node, row, axis, begin[axis]), [blob], _repeated(writer, node, row, axis, end[axis])]
+        last = axis == axes[-1]
+        joined = writer.layer(node, Concat.TYPE, [part for group in parts for part in group], last=last, hint="" if last else "padded")
+        joined.concat_param.axis = axis
+        blob, shape[axis] = joined.top[0], begin[axis] + shape[axis] + end[axis]
+
+
+def _repeated(writer: NetWriter, node: Node, row: str, axis: int, count: int) -> list[str]:
+    if count < 2:
+        return [row] * count
+    layer = writer.layer(node, Tile.TYPE, [row], last=False, hint="slab")
+    layer.tile_param.axis, layer.tile_param.tiles = axis, count
+    return [layer.top[0]]
 
 
 def _of_map(writer: NetWriter, node: Node, blob: str, begin: list[int], end: list[int], mode: str) -> None:

@@ -1,8 +1,8 @@
-"""LSTM and RNN of ONNX: a layer for each direction."""
+"""LSTM, GRU and RNN of ONNX: a layer for each direction, or layers for each step."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,50 +18,30 @@ from caffetools.onnx.import_graph import Node
 from caffetools.onnx.import_net import NetWriter, importer
 from caffetools.onnx.import_ops.activation import power
 from caffetools.onnx.import_ops.axes import take
+from caffetools.onnx.import_ops.recurrent_steps import GATES, Direction, Shape, add_steps, is_unrolled
 from caffetools.onnx.import_ops.shape import add_reshape
 from caffetools.onnx.import_ops.slicing import cut
 
 Array = NDArray[Any]
 
 # ONNX's gates i, o, f, c in the order of Caffe's i, f, o, g.
-_GATES = {"LSTM": [0, 2, 1, 3], "RNN": [0]}
-_ACTIVATIONS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "RNN": ["Tanh"]}
+_ORDER = {"LSTM": [0, 2, 1, 3], "RNN": [0]}
 # Inputs of an ONNX node that hold its first state: h, and c of an LSTM.
-_STATES = {"LSTM": (5, 6), "RNN": (5,)}
+_STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
 # Caffe's RNN gives tanh(W_o h + b_o) where ONNX's gives h. With W_o of 1 / 4096, tanh is its argument up to a factor of 1 − 2e-8,
 # which float32 cannot hold, and a multiplication by a power of two is exact.
 _NEARLY_LINEAR = 4096.0
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """Steps, streams (the batch) and hidden values of one direction."""
-
-    steps: int
-    batch: int
-    hidden: int
-
-
-@dataclass(frozen=True)
-class _Direction:
-    """Blobs of one direction, in the order of the model's steps: y (T, N, D), and the last states (1, N, D)."""
-
-    y: str
-    last: list[str]
-
-
-@importer("LSTM", "RNN")
+@importer("LSTM", "GRU", "RNN")
 def recurrent(writer: NetWriter, node: Node) -> None:
-    """Add a layer of Caffe for each direction; the one backwards reads and gives the steps in reverse order, by Slice and Concat."""
+    """Add a layer of Caffe for each direction, or the layers of all its steps where Caffe has none."""
     weights = writer.required(node, 1, "weights")
     steps, batch, _ = writer.shape(node.inputs[0])
-    shape = _Shape(steps, batch, int(weights.shape[1]) // len(_GATES[node.op]))
-    _refuse_settings(writer, node, steps)
-    exposed = _has_first_state(writer, node) or bool(_needed(writer, node, 2))
-    cont = _cont(writer, node, shape, continued=exposed)
+    shape = Shape(steps, batch, int(weights.shape[1]) // len(GATES[node.op]))
+    _refuse_lengths(writer, node, steps)
     backwards = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[str(node.attributes.get("direction", "forward"))]
-    zeros = _zeros(writer, node, shape, cont) if exposed else ""
-    parts = [_direction(writer, node, shape, cont, index, reverse, zeros) for index, reverse in enumerate(backwards)]
+    parts = (_unrolled if is_unrolled(writer, node) else _as_layers)(writer, node, shape, backwards)
     _give(writer, node, [part.y for part in parts], shape)
     for index in range(len(_STATES[node.op])):
         if value := _needed(writer, node, 1 + index):
@@ -73,28 +53,35 @@ def recurrent(writer: NetWriter, node: Node) -> None:
                 writer.layer(target, Concat.TYPE, joined, hint="last").concat_param.axis = 0
 
 
+def _as_layers(writer: NetWriter, node: Node, shape: Shape, backwards: list[bool]) -> list[Direction]:
+    """Add a layer for each direction; the one backwards reads and gives the steps in reverse order, by Slice and Concat."""
+    exposed = _has_first_state(writer, node) or bool(_needed(writer, node, 2))
+    cont = _cont(writer, node, shape, continued=exposed)
+    zeros = _zeros(writer, node, shape, cont) if exposed else ""
+    return [_direction(writer, node, shape, cont, index, reverse, zeros) for index, reverse in enumerate(backwards)]
+
+
+def _unrolled(writer: NetWriter, node: Node, shape: Shape, backwards: list[bool]) -> list[Direction]:
+    """Add the layers of all steps of each direction."""
+    zeros = _zeros(writer, node, shape, _cont(writer, node, shape, continued=True)) if _has_first_state(writer, node) else ""
+    parts = []
+    for index, reverse in enumerate(backwards):
+        states = [_first_state(writer, node, zeros, state, index) for state in _STATES[node.op]] if zeros else []
+        parts.append(add_steps(writer, node, shape, index, reverse, states))
+    return parts
+
+
 def _needed(writer: NetWriter, node: Node, index: int) -> str:
     """Return the name of an output that something reads, else ``""``."""
     name = node.outputs[index] if index < len(node.outputs) else ""
     return name if name and (writer.graph.readers(name) or name in writer.graph.outputs) else ""
 
 
-def _refuse_settings(writer: NetWriter, node: Node, steps: int) -> None:
-    """Raise for what Caffe's recurrent layers do not have."""
-    wanted = _ACTIVATIONS[node.op]
-    given = [str(name) for name in node.attributes.get("activations", wanted)]
-    if any(name.lower() != wanted[index % len(wanted)].lower() for index, name in enumerate(given)):
-        raise node.error(f"Caffe's {node.op} has the activations {', '.join(wanted)}, and this one {', '.join(given)}")
-    if float(node.attributes.get("clip", 0.0)):
-        raise node.error(f"Caffe's {node.op} does not clip the input of its activations")
-    if int(node.attributes.get("input_forget", 0)):
-        raise node.error("its input and forget gates are coupled, and those of Caffe's LSTM are not")
+def _refuse_lengths(writer: NetWriter, node: Node, steps: int) -> None:
+    """Raise for sequences of different lengths."""
     lengths = writer.constant(node, 4)
     if (len(node.inputs) > 4 and node.inputs[4] and lengths is None) or (lengths is not None and (lengths != steps).any()):
-        raise node.error(f"its sequences have lengths of their own (sequence_lens), and Caffe's {node.op} runs all {steps} steps")
-    peepholes = writer.constant(node, 7)
-    if node.op == "LSTM" and len(node.inputs) > 7 and node.inputs[7] and (peepholes is None or peepholes.any()):
-        raise node.error("it has peepholes, and Caffe's LSTM has none")
+        raise node.error(f"its sequences have lengths of their own (sequence_lens), and layers run all {steps} steps")
 
 
 def _has_first_state(writer: NetWriter, node: Node) -> bool:
@@ -107,7 +94,7 @@ def _has_first_state(writer: NetWriter, node: Node) -> bool:
     return False
 
 
-def _cont(writer: NetWriter, node: Node, shape: _Shape, *, continued: bool) -> str:
+def _cont(writer: NetWriter, node: Node, shape: Shape, *, continued: bool) -> str:
     """Return a blob (T, N) of continuation indicators: 0 at the first step and 1 after it, or 1 at all; made of x, so that it has any batch size."""
     sums = writer.layer(node, Reduction.TYPE, [writer.blob(node, node.inputs[0])], last=False, hint="steps")
     sums.reduction_param.axis = 2
@@ -121,7 +108,7 @@ def _cont(writer: NetWriter, node: Node, shape: _Shape, *, continued: bool) -> s
     return str(layer.top[0])
 
 
-def _direction(writer: NetWriter, node: Node, shape: _Shape, cont: str, index: int, reverse: bool, zeros: str) -> _Direction:
+def _direction(writer: NetWriter, node: Node, shape: Shape, cont: str, index: int, reverse: bool, zeros: str) -> Direction:
     """Add the layer of direction ``index``; with ``zeros``, a state of zeros, its states are bottoms and tops."""
     x = writer.blob(node, node.inputs[0])
     back = list(range(shape.steps))[::-1]
@@ -142,12 +129,12 @@ def _direction(writer: NetWriter, node: Node, shape: _Shape, cont: str, index: i
         name = power(writer, node, name, scale=_NEARLY_LINEAR, last=False)
     if not zeros and _needed(writer, node, 1):
         last = [name if shape.steps == 1 else cut(writer, node, name, 0, shape.steps, shape.steps - 1, shape.steps, last=False)]
-    return _Direction(take(writer, node, name, 0, shape.steps, back, last=False) if turned else name, last)
+    return Direction(take(writer, node, name, 0, shape.steps, back, last=False) if turned else name, last)
 
 
-def _weights(writer: NetWriter, node: Node, shape: _Shape, index: int) -> list[Array]:
+def _weights(writer: NetWriter, node: Node, shape: Shape, index: int) -> list[Array]:
     """Return the layer's parameters: W_x, b, W_h, and W_o and b_o of an RNN."""
-    hidden, order = shape.hidden, _GATES[node.op]
+    hidden, order = shape.hidden, _ORDER[node.op]
 
     def ordered(array: Array) -> Array:
         return array.reshape(len(order), hidden, -1)[order].reshape(len(order) * hidden, -1)
@@ -163,7 +150,7 @@ def _weights(writer: NetWriter, node: Node, shape: _Shape, index: int) -> list[A
     return weights
 
 
-def _zeros(writer: NetWriter, node: Node, shape: _Shape, cont: str) -> str:
+def _zeros(writer: NetWriter, node: Node, shape: Shape, cont: str) -> str:
     """Return a state (1, N, D) of zeros, made of ``cont``, so that it has any batch size."""
     step = cont if shape.steps == 1 else cut(writer, node, cont, 0, shape.steps, 0, 1, last=False)
     column = writer.layer(node, Reshape.TYPE, [step], last=False, hint="column")
@@ -190,7 +177,7 @@ def _first_state(writer: NetWriter, node: Node, zeros: str, place: int, index: i
     return str(layer.top[0])
 
 
-def _give(writer: NetWriter, node: Node, blobs: list[str], shape: _Shape) -> None:
+def _give(writer: NetWriter, node: Node, blobs: list[str], shape: Shape) -> None:
     """Let the node's first output be the outputs of all directions: (T, directions, N, D), or (T, N, directions · D) where that was merged into it."""
     value = _needed(writer, node, 0)
     if not value:
@@ -204,7 +191,7 @@ def _give(writer: NetWriter, node: Node, blobs: list[str], shape: _Shape) -> Non
         return
     source, wide = (shape.steps, shape.batch, shape.hidden), (shape.steps, 1, shape.batch, shape.hidden)
     if len(blobs) == 1:
-        add_reshape(writer, target, blobs[0], source, wide)
+        add_reshape(writer, target, blobs[0], source, wide, batch=(1, 2))
         return
-    rows = [add_reshape(writer, target, blob, source, wide, last=False) for blob in blobs]
+    rows = [add_reshape(writer, target, blob, source, wide, batch=(1, 2), last=False) for blob in blobs]
     writer.layer(target, Concat.TYPE, rows)

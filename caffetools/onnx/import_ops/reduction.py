@@ -1,8 +1,9 @@
-"""Sums, means and maxima over axes, and ArgMax."""
+"""Sums, means and maxima over axes, and their places."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,10 +15,12 @@ from caffetools.layers.reduction import ArgMax, Reduction
 from caffetools.onnx.import_graph import Node
 from caffetools.onnx.import_net import NetWriter, importer
 from caffetools.onnx.import_ops.activation import power, product
+from caffetools.onnx.import_ops.axes import take
 from caffetools.onnx.import_ops.elementwise import tiled
 from caffetools.onnx.import_ops.pooling import add_global_pool
 from caffetools.onnx.import_ops.shape import add_reshape
 from caffetools.onnx.import_ops.window import fill_kernel
+from caffetools.proto.schema import LayerParameter
 
 _REDUCTIONS = {"ReduceMean": "MEAN", "ReduceSum": "SUM", "ReduceL1": "ASUM", "ReduceSumSquare": "SUMSQ"}
 
@@ -116,16 +119,68 @@ def _axes(writer: NetWriter, node: Node, count: int) -> list[int]:
     return sorted(int(axis) % count for axis in axes) if axes else list(range(count))
 
 
-@importer("ArgMax")
+# What gives sums of products, of which no two are equal but by chance.
+_SUMS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "BatchNormalization", "Resize"})
+
+
+@importer("ArgMax", "ArgMin")
 def arg_max(writer: NetWriter, node: Node) -> None:
-    """ArgMax along an axis; of equal values Caffe gives the last."""
+    """Import the place of the largest or smallest value along an axis."""
     shape = writer.shape(node.inputs[0])
     axis, keeps = int(node.attributes.get("axis", 0)) % len(shape), bool(node.attributes.get("keepdims", 1))
-    layer = writer.layer(node, ArgMax.TYPE, [writer.blob(node, node.inputs[0])], last=keeps, hint="" if keeps else "argmax")
-    layer.argmax_param.axis = axis
+    blob = writer.blob(node, node.inputs[0])
+    if node.op == "ArgMin":
+        blob = power(writer, node, blob, scale=-1, last=False)
+    first = not int(node.attributes.get("select_last_index", 0))
+    places = _places(writer, node, blob, axis, 1, first=first, last=keeps)
     if not keeps:
         source = tuple(1 if index == axis else n for index, n in enumerate(shape))
-        add_reshape(writer, node, layer.top[0], source, writer.shape(node.outputs[0]))
+        add_reshape(writer, node, places, source, writer.shape(node.outputs[0]))
+
+
+@importer("TopK")
+def top_k(writer: NetWriter, node: Node) -> None:
+    """Import the largest or smallest values along an axis, and their places: an ArgMax layer for each."""
+    shape = writer.shape(node.inputs[0])
+    axis = int(node.attributes.get("axis", -1)) % len(shape)
+    count = int(node.attributes["k"]) if "k" in node.attributes else int(writer.required(node, 1, "number of values").reshape(-1)[0])
+    smallest = not int(node.attributes.get("largest", 1))
+    blob = writer.blob(node, node.inputs[0])
+    if smallest:
+        blob = power(writer, node, blob, scale=-1, last=False)
+    values, places = [*node.outputs, "", ""][:2]
+    if _is_read(writer, values):
+        target = replace(node, outputs=[values])
+        layer = _add_arg_max(writer, target, blob, axis, count, last=not smallest)
+        layer.argmax_param.out_max_val = True
+        if smallest:
+            power(writer, target, layer.top[0], scale=-1)
+    if _is_read(writer, places):
+        _places(writer, replace(node, outputs=[places]), blob, axis, count, first=True, last=True)
+
+
+def _is_read(writer: NetWriter, value: str) -> bool:
+    return bool(value) and (bool(writer.graph.readers(value)) or value in writer.graph.outputs)
+
+
+def _places(writer: NetWriter, node: Node, blob: str, axis: int, count: int, *, first: bool, last: bool) -> str:
+    """Add the places of the ``count`` largest values along an axis; of equal ones Caffe takes the last, which is the ``first`` of the values in reverse order."""
+    maker, size = writer.graph.maker(node.inputs[0]), writer.shape(node.inputs[0])[axis]
+    turned = first and (maker is None or maker.op not in _SUMS)
+    if turned:
+        blob = take(writer, node, blob, axis, size, range(size)[::-1], last=False)
+    layer = _add_arg_max(writer, node, blob, axis, count, last=last and not turned)
+    if turned:
+        return power(writer, node, layer.top[0], scale=-1, shift=size - 1, last=last)
+    return str(layer.top[0])
+
+
+def _add_arg_max(writer: NetWriter, node: Node, blob: str, axis: int, count: int, *, last: bool) -> LayerParameter:
+    layer = writer.layer(node, ArgMax.TYPE, [blob], last=last, hint="" if last else "argmax")
+    layer.argmax_param.axis = axis
+    if count != 1:
+        layer.argmax_param.top_k = count
+    return layer
 
 
 @importer("LpNormalization")

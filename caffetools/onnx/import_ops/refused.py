@@ -11,29 +11,14 @@ _BY_REASON = {
         "Scan",
     ),
     "it gives other numbers in each run": tuple(RANDOM),
-    "Caffe's recurrent layers are LSTM and RNN, and their gates cannot be made those of a GRU": ("GRU",),
     "how many values it gives depends on the input, and a Caffe blob's shape does not": (
         "NonMaxSuppression",
         "NonZero",
         "Compress",
         "Unique",
     ),
-    "of equal values Caffe's ArgMax takes the last, and TopK the first": ("TopK",),
-    "Caffe has no layer that compares values and keeps the answers": (
-        "And",
-        "Equal",
-        "Greater",
-        "GreaterOrEqual",
-        "IsInf",
-        "IsNaN",
-        "Less",
-        "LessOrEqual",
-        "Not",
-        "Or",
-        "Where",
-        "Xor",
-    ),
-    "Caffe has no layer that rounds values": ("Ceil", "Floor", "Mod", "Round", "Sign"),
+    "Caffe has no layer that finds values which are no numbers": ("IsInf", "IsNaN"),
+    "Caffe has no layer that rounds values": ("Ceil", "Floor", "Mod", "Round"),
     "Caffe has no layer that computes with integers": (
         "ConvInteger",
         "DequantizeLinear",
@@ -59,7 +44,6 @@ _HINTS = {
     "QuantizeLinear": "import the model as it was before it was quantized",
     "DequantizeLinear": "import the model as it was before it was quantized",
     "NonMaxSuppression": "export the model without the steps behind its scores and boxes",
-    "TopK": "export the model without the steps behind its scores and boxes",
 }
 _REASONS = {op: reason for reason, ops in _BY_REASON.items() for op in ops}
 

@@ -24,20 +24,40 @@ from caffetools.onnx.import_ops.window import fill_kernel
 @importer("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 def reshape(writer: NetWriter, node: Node) -> None:
     """Reshape to the output's shape; the batch is copied where it stays, so that the net takes any batch size."""
-    add_reshape(writer, node, writer.blob(node, node.inputs[0]), writer.shape(node.inputs[0]), writer.shape(node.outputs[0]))
+    known = writer.graph.batch_axes
+    batch = (known.get(node.inputs[0], -1), known.get(node.outputs[0], -1))
+    given, made = (writer.shape(value) for value in (node.inputs[0], node.outputs[0]))
+    add_reshape(writer, node, writer.blob(node, node.inputs[0]), given, made, batch=None if min(batch) < 0 else batch)
 
 
-def add_reshape(writer: NetWriter, node: Node, blob: str, source: Shape, target: Shape, *, last: bool = True) -> str:
-    """Add a Flatten or Reshape; gives the blob."""
-    if source == target and last:
+def add_reshape(
+    writer: NetWriter, node: Node, blob: str, source: Shape, target: Shape, *, batch: tuple[int, int] | None = None, last: bool = True
+) -> str:
+    """Add a Flatten or Reshape; gives the blob.
+
+    Args:
+        writer: Receives the layer.
+        node: The node that it is (a part of).
+        blob: What is given another shape.
+        source: Its shape.
+        target: The shape that it gets.
+        batch: The axis of the batch in both, if it is known; else it is axis 0 where that has one size in both.
+        last: Whether the blob holds the node's output.
+    """
+    moved = batch is not None and (batch[0] != batch[1] or source[: batch[0] + 1] != target[: batch[1] + 1])
+    if source == target and last and not moved:
         writer.set_blob(node.outputs[0], blob)
         return blob
+    if batch is not None and moved:
+        layer = writer.layer(node, Reshape.TYPE, [blob], last=last, hint="" if last else "shape")
+        layer.reshape_param.shape.dim.extend([*target[: batch[1]], -1, *target[batch[1] + 1 :]])
+        return str(layer.top[0])
     if len(target) == 2 and len(source) > 2 and source[:1] == target[:1]:
         return str(writer.layer(node, Flatten.TYPE, [blob], last=last, hint="" if last else "flat").top[0])
     layer = writer.layer(node, Reshape.TYPE, [blob], last=last, hint="" if last else "shape")
     # 0 copies a size, so that the net takes any batch size, be the batch at axis 0 or, behind steps, at axis 1.
     same = itertools.takewhile(lambda sizes: sizes[0] == sizes[1], zip(source, target, strict=False))
-    kept = min(len(list(same)), 2)
+    kept = min(len(list(same)), 2 if batch is None else max(2, batch[1] + 1))
     layer.reshape_param.shape.dim.extend([*[0] * kept, *target[kept:]])
     return str(layer.top[0])
 
