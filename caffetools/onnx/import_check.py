@@ -23,6 +23,9 @@ Array = NDArray[Any]
 TOLERANCE = 1e-4
 # Operators that give 0 and 1 (or other limits) for all large inputs, and those that only move values.
 _SATURATING = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "HardSigmoid", "Tanh", "Clip"})
+# Caffe computes a sigmoid as 0.5 · tanh(0.5 · x) + 0.5, which rounds by units in the last place of 1 however small the result is: where all
+# are small, differences are relative to this.
+_SIGMOID_SCALE = 1e-2
 _MOVING = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Dropout", "Cast", "Concat", "Split", "Slice"})
 
 
@@ -60,7 +63,7 @@ def check(writer: NetWriter, model: Caffemodel, outputs: Mapping[str, str], move
     worst = _compare_values(graph, _run(net, first, list(net.blob_shapes)), {**outputs, **_before_saturation(writer)})
     got = _run(net, second)
     for value, blob in outputs.items():
-        difference = _difference(graph.second[value], got[blob].numpy())
+        difference = _difference(graph.second[value], got[blob].numpy(), _least_scale(graph, value))
         if difference > TOLERANCE:
             raise ImportFailed(
                 f"output '{value}': on a second input the net differs from the model by {difference:.2g} of its largest value; please report it"
@@ -83,12 +86,14 @@ def _compare_values(graph: ImportGraph, blobs: Mapping[str, torch.Tensor], compa
     """Return the largest relative difference; raises :class:`ImportFailed` where it is over TOLERANCE, naming the first node that differs."""
     worst = 0.0
     for value, blob in compared.items():
-        worst = max(worst, _difference(graph.sample[value], blobs[blob].numpy()))
+        worst = max(worst, _difference(graph.sample[value], blobs[blob].numpy(), _least_scale(graph, value)))
     if worst > TOLERANCE:
         for node in graph.nodes:
             for value in node.outputs:
                 blob = clean_name(value)
-                if blob in blobs and value in graph.sample and _difference(graph.sample[value], blobs[blob].numpy()) > TOLERANCE:
+                if blob not in blobs or value not in graph.sample:
+                    continue
+                if _difference(graph.sample[value], blobs[blob].numpy(), _least_scale(graph, value)) > TOLERANCE:
                     raise node.error(f"its layers give other numbers (blob '{blob}'); please report it")
         raise ImportFailed(f"the imported net differs from the model by {worst:.2g} of the largest value")
     return worst
@@ -106,7 +111,7 @@ def _batch_limit(
         expected, got = (graph.sample[value], graph.second[value]), together[blob].numpy()
         if not np.ndim(expected[0]) or got.shape != (2 * len(expected[0]), *expected[0].shape[1:]):
             return f"its output '{blob}' is not a row for each item of the batch"
-        if max(_difference(*pair) for pair in zip(expected, np.split(got, 2), strict=True)) > TOLERANCE:
+        if max(_difference(*pair, _least_scale(graph, value)) for pair in zip(expected, np.split(got, 2), strict=True)) > TOLERANCE:
             return f"in its output '{blob}' the items of a batch depend on one another"
     return ""
 
@@ -141,13 +146,22 @@ def _is_plain(values: Array | None) -> bool:
     return values is not None and values.size > 0 and bool((values == values.reshape(-1)[0]).all())
 
 
-def _difference(expected: Array, got: Array) -> float:
+def _least_scale(graph: ImportGraph, value: str) -> float:
+    """Return what differences of a value are relative to at least."""
+    maker = graph.maker(value)
+    while maker is not None and maker.op in _MOVING:
+        maker = graph.maker(maker.inputs[0])
+    return _SIGMOID_SCALE if maker is not None and maker.op == "Sigmoid" else 0.0
+
+
+def _difference(expected: Array, got: Array, least: float = 0.0) -> float:
+    """Return the largest difference, relative to the largest expected value, or to ``least`` where that is smaller."""
     if expected.shape != got.shape:
         return float("inf")
     if not expected.size:
         return 0.0
     with np.errstate(invalid="ignore"):
         gaps = np.where(expected == got, 0.0, np.abs(expected.astype(np.float64) - got))
-    scale = float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0))
+    scale = float(np.abs(expected[np.isfinite(expected)]).max(initial=least))
     largest = float(gaps.max())
     return 0.0 if largest == 0 else largest / scale if scale else largest

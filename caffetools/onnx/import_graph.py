@@ -165,7 +165,7 @@ def _run(model: onnx.ModelProto, feed: Mapping[str, Array]) -> tuple[set[str], d
 
 def _batch_axes(model: onnx.ModelProto, feed: Mapping[str, Array], shapes: Mapping[str, Shape]) -> dict[str, int]:
     """Run a model of any batch size, some node of which may move the batch, with twice the batch; gives the axis of each value that is longer then."""
-    free = [value for value in model.graph.input if value.name in feed and not value.type.tensor_type.shape.dim[:1][0].dim_value]
+    free = [value for value in model.graph.input if value.name in feed and not any(_sizes(value)[:1])]
     moving = any(_moves_batch(node) for node in model.graph.node)
     if not moving or len(free) < len(feed):
         return {}
@@ -238,21 +238,30 @@ def _fixed_inputs(model: onnx.ModelProto, given: dict[str, Shape]) -> dict[str, 
             )
         if value.name in given:
             _check_given(value, given[value.name])
-        shape = given.get(value.name) or fill_free_axes(value.name, [int(dim.dim_value) for dim in dims], properties)
+        sizes = _sizes(value)
+        shape = given.get(value.name) or fill_free_axes(value.name, sizes, properties)
         if not shape or math.prod(shape) == 0:
-            free = " x ".join(str(dim.dim_value or ("?" if axis else 1)) for axis, dim in enumerate(dims))
+            free = " x ".join(str(size or ("?" if axis else 1)) for axis, size in enumerate(sizes))
+            # As an example, what maps of an image classifier have.
+            example = [size or (224 if axis else 1) for axis, size in enumerate(sizes or [1, 3, 224, 224])]
             raise ImportFailed(
-                f"input '{value.name}' is {free}, with sizes that are free", hint=f"give them: --input-shape {value.name}=1,3,224,224"
+                f"input '{value.name}' is {free}, with sizes that are free",
+                hint=f"give them: --input-shape {value.name}={','.join(map(str, example))}",
             )
         fixed[value.name] = tuple(shape)
     return fixed
+
+
+def _sizes(value: onnx.ValueInfoProto) -> list[int]:
+    """Return the sizes of an input; 0 for a free one, which old exporters of Paddle write as -1."""
+    return [max(int(dim.dim_value), 0) for dim in value.type.tensor_type.shape.dim]
 
 
 def _check_given(value: onnx.ValueInfoProto, shape: Shape) -> None:
     """Raise where the shape that the user gives cannot be that of an input: another number of axes, or another size than a fixed one."""
     if not value.type.tensor_type.HasField("shape"):
         return
-    sizes = [int(dim.dim_value) for dim in value.type.tensor_type.shape.dim]
+    sizes = _sizes(value)
     if len(sizes) == len(shape) and all(size in (0, own) for size, own in zip(sizes, shape, strict=True)):
         return
     own = " x ".join(str(size or "?") for size in sizes) or "a single number"

@@ -311,6 +311,12 @@ def test_probabilities_of_0_and_1_hide_no_faulty_layers(monkeypatch: pytest.Monk
         import_model(proto)
 
 
+def test_small_values_of_a_sigmoid_may_round_as_caffes_do() -> None:
+    nodes = [helper.make_node("Sub", ["x", "large"], ["s"]), helper.make_node("Sigmoid", ["s"], ["y"])]
+    imported = import_model(graph_of(nodes, MAPS, {"large": np.float32(18)}))
+    assert imported.largest_difference < 1e-4
+
+
 def test_a_model_of_an_opset_before_onnxruntimes_first_is_converted() -> None:
     nodes = [
         helper.make_node("Dropout", ["x"], ["d", "mask"], is_test=1),
@@ -337,6 +343,11 @@ def test_free_sizes_must_be_given() -> None:
     for axis in (0, 2, 3):
         proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"s{axis}"
     with pytest.raises(ImportFailed, match=r"input 'x0' is 1 x 4 x \? x \?, with sizes that are free; give them: --input-shape x0="):
+        import_model(proto)
+    for axis in (0, 2, 3):
+        # As Paddle's old exporter writes free sizes.
+        proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_value = -1
+    with pytest.raises(ImportFailed, match=r"input 'x0' is 1 x 4 x \? x \?, .*; give them: --input-shape x0=1,4,224,224"):
         import_model(proto)
     assert import_model(proto, input_shapes={"x0": (2, 4, 5, 6)}).model.net.layer[0].input_param.shape[0].dim[:] == [2, 4, 5, 6]
     with pytest.raises(ImportFailed, match="the model has no input 'data'; its inputs are x0"):

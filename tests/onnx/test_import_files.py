@@ -14,7 +14,6 @@ from torch.nn import functional
 from caffetools.errors import WriteFailed
 from caffetools.infer.import_model import torch_to_onnx
 from caffetools.infer.sidecar import read_preprocessing, write_preprocessing
-from caffetools.onnx.import_graph import ImportFailed
 from caffetools.onnx.importer import ImportedNet, import_model
 from caffetools.results import Preprocessing
 from tests.cli.inprocess import error_of, run, run_well
@@ -73,14 +72,16 @@ def test_the_preprocessing_of_an_earlier_net_does_not_stay_with_a_new_one(tmp_pa
 
 @pytest.mark.parametrize(
     ("amounts", "value"),
-    [((-1, 1, -1, 1), 0.0), ((2, -1, -2, 3), 0.5), ((-1, -2, 1, 1), 0.0), ((1, 1, -1, 0, 0, 2), 1.0), ((-2, -3, 0, 0), 0.0)],
+    [
+        ((-1, 1, -1, 1), 0.0),
+        ((2, -1, -2, 3), 0.5),
+        ((-1, -2, 1, 1), 0.0),
+        ((1, 1, -1, 0, 0, 2), 1.0),
+        ((-2, -3, 0, 0), 0.0),
+        ((0, 0, 0, 0, -1, 1), 0.0),
+    ],
 )
 def test_padding_by_less_than_nothing_comes_together_with_padding(amounts: tuple[int, ...], value: float) -> None:
     net = imported(lambda x: functional.pad(x, amounts, value=value))
     assert net.largest_difference < 1e-6
     assert {layer.type for layer in net.model.net.layer} <= {"Input", "Slice", "Silence", "Convolution", "Power"}
-
-
-def test_less_than_no_padding_of_channels_names_the_reason() -> None:
-    with pytest.raises(ImportFailed, match="both axes of maps only"):
-        imported(lambda x: functional.pad(x, (0, 0, 0, 0, -1, 1)))
