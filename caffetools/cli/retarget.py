@@ -219,10 +219,10 @@ def _write(
         console.print(f"{known} of the {len(grown.new)} classes are known and keep what was learned of them.", markup=False)
     for path in files:
         console.print(f"Wrote {path}", markup=False)
-    if missing := missing_sources(made.train_val):
-        _note_missing_data(missing)
     if not planned:
         return
+    if missing := missing_sources(made.train_val):
+        _note_missing_data(missing)
     if " --weights " not in planned and _zoo_model(made.source) is None:
         console.print(f"No weights are next to the net: {ADD_WEIGHTS}", markup=False)
     print_next(planned)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -48,6 +48,7 @@ class Head:
         followers: Layers between the two that have parameters for each class, such as a Scale, or a Deconvolution that enlarges maps.
         reshapes: (name, axis) of Reshape layers between the two whose shape may name the number of classes, with the axis of the classes.
         outputs_per_class: How many of its outputs belong to each class, such as one for each prior box.
+        box_numbers: How many numbers of its own each of these boxes has next to its scores, as in YOLO.
         counters: (layer, ``settings.field``) of further layers that read the scores and name the number of classes.
     """
 
@@ -60,11 +61,16 @@ class Head:
     reshapes: tuple[tuple[str, int], ...] = ()
     outputs_per_class: int = 1
     counters: tuple[tuple[str, str], ...] = ()
+    box_numbers: int = 0
 
     @property
     def classes(self) -> int:
         """The number of classes."""
-        return self.num_output // self.outputs_per_class
+        return self.num_output // self.outputs_per_class - self.box_numbers
+
+    def outputs_for(self, classes: int) -> int:
+        """Return the number of outputs for another number of classes."""
+        return (classes + self.box_numbers) * self.outputs_per_class
 
 
 def find_heads(param: NetParameter, names: Iterable[str] | None = None) -> list[Head]:
@@ -243,8 +249,7 @@ def _class_axis(layer: LayerParameter) -> int:
 def _score_layers(graph: Graph, index: int) -> list[int]:
     """Return the indices of the classifiers whose scores the layer at ``index`` reads, moved and joined in any way; empty where one is unknown."""
     layer = graph.layers[index]
-    place = traits(layer).scores_bottom
-    pending = [(index, layer.bottom[place])] if place < len(layer.bottom) else []
+    pending = [(index, blob) for blob in reversed(traits(layer).scores(layer))]
     found: dict[int, None] = {}
     while pending:
         producer = graph.producer(*pending.pop())
@@ -271,7 +276,8 @@ def _counted(graphs: Sequence[Graph], head: Head) -> Head:
     named = " and ".join(f"'{layer}' names {number}" for (layer, _), number in counters.items())
     if not counters and not head.num_output:
         return head
-    if len(numbers) > 1 or min(numbers) < 1 or head.num_output % min(numbers):
+    boxes = _box_numbers(graphs, counters)
+    if len(numbers) > 1 or min(numbers) < 1 or head.num_output % (min(numbers) + boxes):
         raise NetError(
             f"has {head.num_output} outputs, but {named} classes, which does not fit; such a classifier must be changed by hand",
             layer=head.layer,
@@ -286,7 +292,14 @@ def _counted(graphs: Sequence[Graph], head: Head) -> Head:
             places[name] = dims.index(classes)
         elif classes in dims:
             raise NetError(f"has {classes} twice in its shape, of which one is the number of classes; change it by hand", layer=name)
-    return replace(head, outputs_per_class=head.num_output // classes, counters=tuple(counters), reshapes=tuple(places.items()))
+    each = head.num_output // (classes + boxes)
+    return replace(head, outputs_per_class=each, counters=tuple(counters), reshapes=tuple(places.items()), box_numbers=boxes)
+
+
+def _box_numbers(graphs: Sequence[Graph], counters: Collection[tuple[str, str]]) -> int:
+    """Return how many numbers of its own each box has in the scores that the layers of ``counters`` read."""
+    names = {name for name, _ in counters}
+    return max((traits(layer).box_numbers for graph in graphs for layer in graph.layers.values() if layer.name in names), default=0)
 
 
 def collect_counters(graphs: Sequence[Graph], name: str) -> tuple[dict[tuple[str, str], int], dict[str, Any]]:
@@ -317,7 +330,7 @@ def _collect_counters(graph: Graph, index: int, counters: dict[tuple[str, str], 
             facts = traits(layer)
             if consumer in seen:
                 continue
-            if facts.class_count and blob == layer.bottom[min(facts.scores_bottom, len(layer.bottom) - 1)]:
+            if facts.class_count and blob in facts.scores(layer):
                 counters |= {(layer.name, path): int(getattr(*field_at(layer, path))) for path in facts.class_count}
             # Behind R-FCN's pooling of score maps there still are classes.
             if facts.role in MOVES_SCORES or facts.class_maps:

@@ -41,6 +41,20 @@ class MultiBoxLoss(Layer):
     TRAITS = Traits(role="loss", class_count=("multibox_loss_param.num_classes",), scores_bottom=1)
 
 
+@declare("Yolov3")
+class Yolov3(Layer):
+    """The loss of YOLO v3's boxes and class scores (MobileNet-YOLO)."""
+
+    TRAITS = Traits(role="loss", class_count=("yolov3_param.num_class",), box_numbers=5)
+
+
+@declare("RegionLoss")
+class RegionLoss(Layer):
+    """The loss of YOLO v2's boxes and class scores (MobileNet-YOLO)."""
+
+    TRAITS = Traits(role="loss", class_count=("region_loss_param.num_class",), box_numbers=5)
+
+
 @declare("ProposalTarget")
 class ProposalTarget(Layer):
     """Labels and box targets of sampled regions (Cascade R-CNN)."""

@@ -17,12 +17,20 @@ from caffetools.layers.base import BlobSpec, Layer, OnnxGraph, Shapes
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
 from caffetools.layers.windows import POINTWISE, Windows
-from caffetools.proto.schema import BatchNormParameter, FillerParameter
+from caffetools.proto.schema import BatchNormParameter, FillerParameter, NetParameter
 
 
 def has_scale_bias(param: BatchNormParameter) -> bool:
     """Return whether a ``BatchNormParameter`` is of NVCaffe's layer with a scale and a bias of its own."""
     return bool(param.scale_bias or param.HasField("scale_filler") or param.HasField("bias_filler"))
+
+
+def split_statistics(net: NetParameter) -> None:
+    """Give every BatchNorm layer the net's ``bn_stats_batch_size``, in place, as Intel's Caffe does when it builds a net."""
+    if net.HasField("bn_stats_batch_size"):
+        for layer in net.layer:
+            if layer.type == BatchNorm.TYPE:
+                layer.batch_norm_param.stats_batch_size = net.bn_stats_batch_size
 
 
 @register("BatchNorm")
@@ -35,6 +43,7 @@ class BatchNorm(Layer):
     NVCaffe's ``scale_bias`` (or its scale_filler or bias_filler) adds two that are: y · scale + bias, each (C), starting at 1 and 0.
     Its statistics are no sums but averages, mean = fraction · mean + (1 − fraction) · new, the variance not corrected, and their weight
     stays 1; the first batch's are taken as they are; they are not learned, also where the file gives them learning rates.
+    Intel's ``stats_batch_size`` takes the batch's own statistics of so many items at a time, and renews the sums with each of them.
     """
 
     BACKWARD_READS_BOTTOMS, BACKWARD_FROM_BLOBS, BACKWARD_IS_UNASKED = False, True, True
@@ -49,7 +58,7 @@ class BatchNorm(Layer):
         blobs=("sum of means", "sum of variances", "weight of the sums", "scale", "bias"),
     )
     NEEDS_TOP = False
-    FORK_FIELDS = frozenset({"scale_bias", "scale_filler", "bias_filler"})
+    FORK_FIELDS = frozenset({"scale_bias", "scale_filler", "bias_filler", "stats_batch_size"})
 
     @classmethod
     def values_for_new_classes(cls, specs: Sequence[BlobSpec], old: Sequence[NDArray[Any]], generator: torch.Generator) -> list[Tensor]:
@@ -70,7 +79,14 @@ class BatchNorm(Layer):
         for spec in self.param.param[: 0 if self.scale_bias else 3]:
             if spec.HasField("lr_mult") and spec.lr_mult != 0:
                 raise self.error("its running sums are not learned: lr_mult must be 0 or not given")
+        if self.stats_batch and (bottoms[0][:1] or (1,))[0] % self.stats_batch:
+            raise self.error(f"stats_batch_size {self.stats_batch} does not divide the batch of {bottoms[0][0]}")
         return [bottoms[0]]
+
+    @property
+    def stats_batch(self) -> int:
+        """The number of items whose own statistics are taken together; 0 where those of the whole batch are."""
+        return 0 if self.global_stats else int(self.param.batch_norm_param.stats_batch_size)
 
     @property
     def scale_bias(self) -> bool:
@@ -93,6 +109,11 @@ class BatchNorm(Layer):
         return POINTWISE if self.global_stats else None
 
     def forward(self, x: Tensor) -> Tensor:
+        if 0 < self.stats_batch < x.shape[0]:
+            return torch.cat([self._forward(part) for part in torch.split(x, self.stats_batch)])
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         shape = x.shape
         if x.dim() < 2:
             x = x.reshape(-1, 1)
@@ -120,7 +141,7 @@ class BatchNorm(Layer):
             rectify: Whether a ReLU follows.
             again: Whether a convolution above may compute the result again in the backward pass rather than keep it.
         """
-        if self.scale_bias or x.dim() < 2 or (x.numel() == self.channels and not self.global_stats):
+        if self.scale_bias or self.stats_batch or x.dim() < 2 or (x.numel() == self.channels and not self.global_stats):
             return None
         if self.global_stats or not native_batch_norm.takes(x):
             y = self._normalize(x, scale, shift)
@@ -143,7 +164,7 @@ class BatchNorm(Layer):
         return y
 
     def native_training(self, gradient: bool) -> tuple[int, float]:
-        return 0, 0.0 if self.global_stats or self.scale_bias or len(self.bottom_shapes[0]) != 4 else 1.0
+        return 0, 0.0 if self.global_stats or self.scale_bias or self.stats_batch or len(self.bottom_shapes[0]) != 4 else 1.0
 
     def running(self) -> tuple[Tensor, Tensor]:
         """Mean and variance (C) from the running sums; 0 while their weight is 0."""
@@ -180,7 +201,7 @@ class BatchNorm(Layer):
     def gradients_from_blobs(
         self, recorded: Sequence[Tensor] | None, bottoms: Sequence[Tensor], tops: Sequence[Tensor], gradients: Sequence[Tensor]
     ) -> list[Tensor] | None:
-        if recorded is not None or self.scale_bias:
+        if recorded is not None or self.scale_bias or self.stats_batch:
             return None
         # Before any forward pass Caffe's deviations hold zeros.
         (dy,) = gradients
@@ -189,6 +210,8 @@ class BatchNorm(Layer):
         return [dy / torch.zeros_like(dy)]
 
     def to_onnx(self, graph: OnnxGraph) -> None:
+        if self.stats_batch:
+            raise self.error("stats_batch_size has no ONNX form; remove use_global_stats: false for the statistics that it learned")
         if not self.global_stats:
             graph.note(
                 f"layer '{self.name}' has use_global_stats: false, so it normalizes with the mean and variance of each batch; "

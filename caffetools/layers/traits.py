@@ -60,10 +60,11 @@ class Traits:
             blob has no such axis. Blobs behind the end of the tuple have none.
         channels: What becomes of the bottom's channels; "kept" layers may stand between a classifier and its loss.
         class_count: Further fields, as ``settings.field`` paths, that name the number of classes.
+        box_numbers: How many numbers of its own each box has before the scores of its classes: 5 in YOLO's, with the confidence.
         class_maps: Whether it pools maps of scores, whose ``class_count`` is the number of its top's channels.
         names_classes: Fields, as ``settings.field`` paths, that name the number of classes of types that do not read the scores: of what
             makes labels for training, or compares detections with labels.
-        scores_bottom: For types with a ``class_count``, the bottom that holds the scores.
+        scores_bottom: For types with a ``class_count``, the bottom that holds the scores; None where all do.
         label_bottoms: The bottoms that hold labels, known in training only.
         compares: For losses, what the scores are compared with.
         class_matrix: For losses, whether they read a matrix with a row and a column for each class.
@@ -93,9 +94,10 @@ class Traits:
     class_axes: tuple[int | None, ...] = ()
     channels: Channels = "mixed"
     class_count: tuple[str, ...] = ()
+    box_numbers: int = 0
     class_maps: bool = False
     names_classes: tuple[str, ...] = ()
-    scores_bottom: int = 0
+    scores_bottom: int | None = 0
     label_bottoms: tuple[int, ...] = ()
     compares: Compares = ""
     class_matrix: bool = False
@@ -124,6 +126,11 @@ class Traits:
     def num_output(self, layer: LayerParameter) -> int:
         """Return the number of outputs that a ``LayerParameter`` of this type names; 0 where the type names none."""
         return int(getattr(self.settings_of(layer), self.outputs)) if self.outputs else 0
+
+    def scores(self, layer: LayerParameter) -> list[str]:
+        """Return the bottoms of a layer with a ``class_count`` that hold scores."""
+        bottoms = [str(blob) for blob in layer.bottom]
+        return bottoms if self.scores_bottom is None else bottoms[self.scores_bottom : self.scores_bottom + 1]
 
     def named_classes(self, layer: LayerParameter) -> int:
         """Return the number of classes in the first of the fields of ``class_count``; 0 where the type has none."""

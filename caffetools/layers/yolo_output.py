@@ -150,7 +150,13 @@ class YoloDetectionOutput(_YoloOutput):
     found each item gets a row of −1 with its number. Boxes are not clipped; of equal confidences the earlier item, row, column comes first.
     """
 
-    TRAITS = Traits(role="detection", settings="yolo_detection_output_param", class_count=("yolo_detection_output_param.num_classes",))
+    TRAITS = Traits(
+        role="detection",
+        settings="yolo_detection_output_param",
+        class_count=("yolo_detection_output_param.num_classes",),
+        scores_bottom=None,
+        box_numbers=5,
+    )
     BOTTOMS = (1, 2)
     NO_GRADIENT = frozenset({0, 1})
 
@@ -196,7 +202,13 @@ class Yolov3DetectionOutput(_YoloOutput):
     row, column, anchor, class comes first.
     """
 
-    TRAITS = Traits(role="detection", settings="yolov3_detection_output_param", class_count=("yolov3_detection_output_param.num_classes",))
+    TRAITS = Traits(
+        role="detection",
+        settings="yolov3_detection_output_param",
+        class_count=("yolov3_detection_output_param.num_classes",),
+        scores_bottom=None,
+        box_numbers=5,
+    )
     NO_GRADIENT = frozenset(range(16))
 
     def setup(self, bottoms: Shapes) -> Shapes:
@@ -262,7 +274,7 @@ class RegionYolo(Layer):
     classes get the logistic function. ``anchors`` are for the decoder behind this layer.
     """
 
-    TRAITS = Traits(role="detection", settings="region_yolo_param", class_count=("region_yolo_param.classes",))
+    TRAITS = Traits(role="detection", settings="region_yolo_param", class_count=("region_yolo_param.classes",), box_numbers=5)
 
     def setup(self, bottoms: Shapes) -> Shapes:
         param = self.param.region_yolo_param

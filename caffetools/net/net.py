@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from caffetools.errors import NetError, did_you_mean
 from caffetools.layers.base import Layer, Shape, format_shape
 from caffetools.layers.draws import current_generator
+from caffetools.layers.normalization import split_statistics
 from caffetools.layers.registry import layer_class
 from caffetools.net.cuda_graphs import InferenceGraphs
 from caffetools.net.device import float32_products
@@ -126,6 +127,7 @@ class Net(nn.Module):
         name_loss_tops(self.param)
         for layer in self.param.layer:
             layer.phase = phase
+        split_statistics(self.param)
         check_blob_graph(self.param.layer)
         self.layers: list[Layer] = [layer_class(p.type, layer=p.name)(p, phase) for p in self.param.layer]
         self.by_name = LayerDict(self.layers)

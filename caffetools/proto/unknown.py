@@ -5,7 +5,8 @@ with its line ends, so that every other line keeps its number. Which ones are ke
 
 - under a layer whose type BVLC Caffe does not have, fields are kept, unless they are spelled so much like a known one that they must
   be a typing error; a block named like the type (``crop_center_param`` of CropCenter) always is;
-- elsewhere an unknown field is a typing error, unless the file is read leniently, which keeps all of them.
+- elsewhere an unknown field is a typing error, unless the file is read leniently, which keeps all of them;
+- of a field that a fork repeats and the schema has once (MobileNet-YOLO's resize_param), all but the first are kept.
 
 A layer with such fields is not run, since nobody here knows what they would change.
 """
@@ -21,7 +22,7 @@ from google.protobuf import text_encoding
 from google.protobuf.descriptor import Descriptor
 
 from caffetools.proto.forks.dialect import bvlc_types
-from caffetools.proto.forks.tables import UNKNOWN, UNKNOWN_BYTES
+from caffetools.proto.forks.tables import UNKNOWN, UNKNOWN_BYTES, repeated_elsewhere
 from caffetools.proto.schema import Message, is_repeated
 
 _TOKEN = re.compile(r"#[^\n]*|\"[^\"\\\n]*(?:\\.[^\"\\\n]*)*\"|'[^'\\\n]*(?:\\.[^'\\\n]*)*'|[\w.+-]+|[^\s]")
@@ -40,6 +41,7 @@ class _Frame:
 
     message: Any
     layer: _Layer | None
+    seen: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -57,6 +59,7 @@ class _Unknown:
     message: Any
     layer: _Layer | None
     block: bool
+    again: bool = False
 
 
 @dataclass
@@ -96,7 +99,13 @@ class _Scan:
         if known is None:
             self.skip()
             self.found.append(_Unknown(start, self.tokens[self.at - 1][1], name, frame.message, frame.layer, opener in ("{", "<")))
+        elif (frame.message.name, name) in repeated_elsewhere() and name in frame.seen:
+            self.skip()
+            self.found.append(
+                _Unknown(start, self.tokens[self.at - 1][1], name, frame.message, frame.layer, opener in ("{", "<"), again=True)
+            )
         elif known.message_type is not None and opener in ("{", "<"):
+            frame.seen.add(name)
             layer = _Layer() if known.message_type.name in ("LayerParameter", "V1LayerParameter") else frame.layer
             stack.append(_Frame(known.message_type, layer))
             self.at += 1
@@ -233,6 +242,8 @@ def _is_v1_type_of_a_fork(known: Any, value: str) -> bool:
 
 
 def _is_kept(unknown: _Unknown) -> bool:
+    if unknown.again:
+        return True
     if unknown.layer is None or not unknown.layer.type or unknown.layer.type in bvlc_types():
         return False
     if unknown.message.name == "V1LayerParameter" and unknown.name == "type":

@@ -9,7 +9,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from caffetools.errors import NetError
 from caffetools.graph.classifiers import copy_class_axis
-from caffetools.graph.graph import Graph, unused_name
+from caffetools.graph.graph import Graph, Use, unused_name
 from caffetools.graph.inputs import (
     as_shapes,
     data_layers_to_inputs,
@@ -81,7 +81,7 @@ def deploy_from(
         losses = []
     labels = label_blobs(graph, net)
     ends = [OutputPoint.of(graph, loss, labels) for loss in losses]
-    outputs = [blob for end in ends for blob in end.blobs] or [top for i, top in graph.outputs() if not is_loss_or_metric(graph.layers[i])]
+    outputs = [blob for end in ends for blob in end.blobs] or _outputs(graph, labels)
     check_blob_graph(tested.layer, net)
     needed = graph.needed([(len(tested.layer), blob) for blob in outputs])
     kept = [i for i in sorted(needed) if traits(graph.layers[i]).role not in ("metric", "silence")]
@@ -128,6 +128,20 @@ def left_out(train_val: NetParameter, heads: Collection[str] | None = None) -> l
         return []
     chosen = {layer.name for layer in chosen_losses(net, heads)}
     return list(dict.fromkeys(layer.name for layer in losses_of(net).values() if layer.name not in chosen))
+
+
+def _outputs(graph: Graph, labels: Collection[Use]) -> list[str]:
+    """Return the outputs of a net without a loss; where metrics read all of them, as in SSD's nets for testing, what those read."""
+    ends = [(i, top) for i, top in graph.outputs() if not is_loss_or_metric(graph.layers[i])]
+    outputs = [top for _, top in ends]
+    if any(graph.layers[i].bottom for i, _ in ends):
+        return outputs
+    metrics = [(i, layer) for i, layer in graph.layers.items() if traits(layer).role == "metric"]
+    measured = [(graph.producer(i, blob), blob) for i, layer in metrics for blob in layer.bottom]
+    found = [
+        blob for producer, blob in measured if producer is not None and graph.layers[producer].bottom and (producer, blob) not in labels
+    ]
+    return list(dict.fromkeys(found)) or outputs
 
 
 def _tested(net: NetParameter) -> NetParameter:

@@ -103,11 +103,11 @@ def retarget(
         fresh = (lambda name: name) if keep_names else partial(_fresh, net, head.classes, classes, suffix, names)
         _rename_head(result, head, fresh)
         learn = partial(_resize, net, filler=filler, factor=head_lr_mult, usual=usual, result=result)
-        learn(result.renamed[head.layer], head.type_name, classes * head.outputs_per_class)
+        learn(result.renamed[head.layer], head.type_name, head.outputs_for(classes))
         for regressor in boxes[head.layer]:
             # Its top keeps its name, by which scripts read the boxes.
             _rename(net, regressor.layer, fresh(regressor.layer), result)
-            learn(result.renamed[regressor.layer], None, BOX * classes * head.outputs_per_class)
+            learn(result.renamed[regressor.layer], None, BOX * head.outputs_for(classes))
             result.changes += refit_places(net, regressor, head.classes, classes)
         _refit_reshapes(net, head, classes, result)
         _refit_counters(net, head, classes, result)

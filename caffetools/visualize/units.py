@@ -244,7 +244,7 @@ def target_blob(net: Net, blob: str | None) -> str:
     makers = [next(layer for layer in reversed(net.layers) if output in layer.tops) for output in net.outputs]
     roles = [layer.TRAITS.role for layer in makers]
     if roles and all(role in ("loss", "metric") for role in roles):
-        found = list(dict.fromkeys(layer.bottoms[layer.TRAITS.scores_bottom] for layer in makers))
+        found = list(dict.fromkeys(layer.bottoms[layer.TRAITS.scores_bottom or 0] for layer in makers))
     elif roles.count("probability") == 1:
         found = [net.outputs[roles.index("probability")]]
     else:

@@ -345,3 +345,34 @@ def test_batch_norm_of_nvcaffe_continues_from_sums_as_averages() -> None:
     np.testing.assert_allclose(layer.blobs[0], 0.9 * np.array([4.0, 8.0]) + 0.1 * x.mean((0, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(layer.blobs[1], 0.9 * np.array([2.0, 1.0]) + 0.1 * x.var((0, 2, 3)), rtol=1e-5)
     assert layer.blobs[2].item() == 1
+
+
+def test_intels_batch_norm_takes_the_statistics_of_a_part_of_the_batch_at_a_time() -> None:
+    def grouped(x: Array) -> Array:
+        parts = [(part - part.mean((0, 2, 3), keepdims=True), part.var((0, 2, 3), keepdims=True)) for part in np.split(x, 2)]
+        return np.concatenate([part / np.sqrt(variance + 1e-5) for part, variance in parts])
+
+    text = 'type: "BatchNorm" batch_norm_param { stats_batch_size: 3 moving_average_fraction: 0.9 }'
+    x = numbers(6, 2, 4, 3)
+    layer = agree(text, grouped, x, phase=TRAIN)
+    sums, weight = np.zeros(2), 0.0
+    # Each part renews the sums (batch_norm_layer.cpp of Intel's fork).
+    for part in np.split(x, 2):
+        sums, weight = 0.9 * sums + part.mean((0, 2, 3)), 0.9 * weight + 1
+    np.testing.assert_allclose(layer.blobs[0].detach(), sums, atol=1e-5)
+    assert layer.blobs[2].item() == pytest.approx(weight)
+    with pytest.raises(NetError, match="stats_batch_size 3 does not divide the batch of 4"):
+        one_layer(text, (4, 2, 3, 3), phase=TRAIN)
+    # In use the layer's own statistics are taken.
+    assert one_layer(text, (4, 2, 3, 3)).global_stats
+
+
+def test_a_net_gives_its_size_for_statistics_to_every_batch_norm() -> None:
+    layers = input_layer("in", 4, 2, 3, 3) + 'layer { name: "bn" type: "BatchNorm" bottom: "in" top: "bn" }'
+    layers += 'layer { name: "s" type: "Scale" bottom: "bn" top: "s" }'
+    split, whole = (Net(parse(f"{more} {layers}", NetParameter), TRAIN) for more in ("bn_stats_batch_size: 2", ""))
+    x = torch.tensor(numbers(4, 2, 3, 3), dtype=torch.float32)
+    found = split({"in": x})["s"].detach()
+    parts = [whole({"in": part})["s"].detach() for part in x.split(2)]
+    np.testing.assert_allclose(found, torch.cat(parts), atol=1e-5)
+    assert (found - whole({"in": x})["s"]).abs().max() > 0.01

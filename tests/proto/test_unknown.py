@@ -149,3 +149,17 @@ def test_blocks_nested_deep_are_read_and_those_nested_too_deep_are_refused() -> 
         net(f'layer {{ type: "Odd" odd_param {{ {deep} }}')
     with pytest.raises(PrototxtError, match="nested more than 100 deep"):
         net("a { " * 100_000 + "}" * 100_000)
+
+
+def test_a_field_that_a_fork_repeats_is_kept_where_the_schema_has_it_once() -> None:
+    sizes = "".join(f"  transform_param {{ resize_param {{ height: {n} width: {n} }} }}\n" for n in (32,))
+    more = "resize_param { height: 64 width: 64 }"
+    text = f'layer {{\n  name: "d"\n  type: "AnnotatedData"\n  top: "data"\n{sizes}}}\n'.replace("} }\n}", f"}} {more} }}\n}}")
+    net = parse(text, NetParameter)
+    assert net.layer[0].transform_param.resize_param.height == 32
+    assert unknown_names(net.layer[0]) == ["resize_param"]
+    printed = format_text(net)
+    assert printed.count("resize_param") == 2 and "height: 64" in printed
+    assert parse(printed, NetParameter) == net
+    with pytest.raises(PrototxtError, match="but this is a second one"):
+        parse('layer { name: "d" transform_param { crop_size: 1 crop_size: 2 } }', NetParameter)

@@ -11,6 +11,7 @@ from caffetools.errors import NetError
 from caffetools.project.retargeting import prepare_retarget, write_retarget
 from caffetools.proto.schema import NetParameter
 from caffetools.proto.text import parse, read_net
+from caffetools.surgery.deploy import deploy_from
 from caffetools.surgery.retarget import retarget
 from tests.surgery.nets import layer_of, net_of
 
@@ -252,3 +253,45 @@ def test_a_classifier_with_settings_that_are_not_computed_here_is_retargeted() -
     )
     layer = layer_of(retarget(net_of(text), 4).train_val, "fc_4")
     assert layer.inner_product_param.num_output == 4
+
+
+BOXES = (
+    'layer {{ name: "data" type: "Input" top: "data" top: "label" input_param {{ shape {{ dim: 2 dim: 3 dim: 4 dim: 4 }}'
+    " shape {{ dim: 2 dim: 6 }} }} }} {}{}"
+)
+
+
+def test_each_box_of_yolo_has_five_numbers_and_a_score_for_each_class() -> None:
+    maps = conv("near", "data", 3 * (5 + 4)) + conv("far", "data", 2 * (5 + 4))
+    found = (
+        'layer { name: "out" type: "Yolov3DetectionOutput" bottom: "near" bottom: "far" top: "out"'
+        " yolov3_detection_output_param { num_classes: 4 } }"
+    )
+    made = retarget(net_of(BOXES.format(maps, found)), 7)
+    assert [outputs(made.train_val, name) for name in ("near_7", "far_7")] == [36, 24]
+    assert layer_of(made.train_val, "out").yolov3_detection_output_param.num_classes == 7
+    trained = "".join(
+        f'layer {{ name: "loss_{name}" type: "{kind}" bottom: "{name}" bottom: "label" top: "loss_{name}" {settings} }}'
+        for name, kind, settings in (
+            ("near", "Yolov3", "yolov3_param { num_class: 4 }"),
+            ("far", "RegionLoss", "region_loss_param { num_class: 4 }"),
+        )
+    )
+    made = retarget(net_of(BOXES.format(maps, trained)), 2)
+    assert [outputs(made.train_val, name) for name in ("near_2", "far_2")] == [21, 14]
+    assert layer_of(made.train_val, "loss_near").yolov3_param.num_class == 2
+    assert layer_of(made.train_val, "loss_far").region_loss_param.num_class == 2
+    with pytest.raises(NetError, match="has 28 outputs, but 'out' names 4 classes, which does not fit"):
+        retarget(net_of(BOXES.format(maps.replace("27", "28"), found)), 7)
+
+
+def test_the_deploy_net_of_a_net_whose_detections_are_only_evaluated_ends_in_the_detections() -> None:
+    evaluated = (
+        'layer { name: "out" type: "Yolov3DetectionOutput" bottom: "near" top: "out" yolov3_detection_output_param { num_classes: 4 } }'
+        'layer { name: "eval" type: "DetectionEvaluate" bottom: "out" bottom: "label" top: "eval"'
+        " detection_evaluate_param { num_classes: 4 } }"
+    )
+    net = net_of(BOXES.format(conv("near", "data", 27), evaluated))
+    assert [layer.name for layer in deploy_from(net).layer] == ["data", "near", "out"]
+    made = retarget(net, 7).train_val
+    assert layer_of(made, "eval").detection_evaluate_param.num_classes == 7

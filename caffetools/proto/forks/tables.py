@@ -92,6 +92,16 @@ def fork_schema(dialect: str) -> ForkSchema:
     return ForkSchema(fields, tuple(spec for spec in specs if spec.label == "value"), frozenset(layers))
 
 
+@cache
+def repeated_elsewhere() -> frozenset[tuple[str, str]]:
+    """Return the (message, field) that some forks repeat and the schema here, which takes another fork's, has once."""
+    once: dict[tuple[str, str], bool] = {}
+    for spec in (spec for dialect in DIALECTS for spec in fork_schema(dialect).fields):
+        once.setdefault((spec.message, spec.name), spec.label != "repeated")
+    repeated = {(spec.message, spec.name) for dialect in DIALECTS for spec in fork_schema(dialect).fields if spec.label == "repeated"}
+    return frozenset(at for at in repeated if once[at])
+
+
 def add_forks(file: descriptor_pb2.FileDescriptorProto) -> None:
     """Add the messages, fields and enum values of every fork to ``file``, which holds BVLC Caffe's."""
     messages = dict(_messages(file, ""))
