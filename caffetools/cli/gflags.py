@@ -45,24 +45,29 @@ _CAFFE_ACTIONS = ("train", "test", "time", "device-query")
 # glog's flags. Those in _KEPT are passed on through the environment, as glog's own variables; the others have no effect here.
 _GLOG_SWITCHES = {
     *("logtostderr", "alsologtostderr", "colorlogtostderr", "log_prefix", "drop_log_memory", "stop_logging_if_full_disk"),
-    *("symbolize_stacktrace", "logtostdout", "colorlogtostdout", "log_utc_time"),
+    *("symbolize_stacktrace", "logtostdout", "colorlogtostdout", "log_utc_time", "log_year_in_prefix", "timestamp_in_logfile_name"),
 }
 _GLOG_VALUES = {
     *("log_dir", "minloglevel", "stderrthreshold", "v", "vmodule", "log_link", "logbuflevel", "logbufsecs", "max_log_size"),
-    *("log_backtrace_at", "logmailer", "logemaillevel", "alsologtoemail"),
+    *("log_backtrace_at", "logmailer", "logemaillevel", "alsologtoemail", "logfile_mode", "logcleansecs"),
+    # gflags' own for the completion of words in a shell.
+    *("tab_completion_columns", "tab_completion_word"),
 }
 _KEPT = {"minloglevel", "log_dir"}
+# gflags' own flags that stand for others.
+_GFLAGS = {"flagfile", "fromenv", "tryfromenv", "undefok"}
 
 
 def translate(arguments: list[str]) -> list[str]:
     """Return a command line of Caffe's tools in our own form; one that is none of them is returned as it is.
 
-    One dash before a long flag becomes two, commands and flags have dashes for underscores, ``--flagfile`` is read, flags before the
-    action and of other actions are taken as gflags takes them, flags with an empty value are dropped, and glog's flags set its
-    environment variables (``GLOG_minloglevel``, ``GLOG_log_dir``).
+    One dash before a long flag becomes two, commands and flags have dashes for underscores, ``--flagfile`` is read, ``--fromenv`` and
+    ``--tryfromenv`` take flags from the environment (``FLAGS_gpu``), flags of ``--undefok`` may be unknown, flags before the action and
+    of other actions are taken as gflags takes them, flags with an empty value are dropped, and glog's flags set its environment
+    variables (``GLOG_minloglevel``, ``GLOG_log_dir``).
 
     Raises:
-        CaffeToolsError: A flagfile cannot be read.
+        CaffeToolsError: A flagfile cannot be read, or a flag of ``--fromenv`` is not in the environment.
     """
     before, rest = _leading_flags(arguments)
     name = rest[0].replace("_", "-") if rest else ""
@@ -70,7 +75,7 @@ def translate(arguments: list[str]) -> list[str]:
         return arguments
     ours = [argument for argument in before if argument in _OWN]
     flags = [argument for argument in before if argument not in _OWN]
-    return [*ours, name, *_translated(_with_flagfiles([*flags, *rest[1:]]), name)]
+    return [*ours, name, *_translated(_with_gflags([*flags, *rest[1:]]), name)]
 
 
 def split(text: str) -> list[str]:
@@ -97,24 +102,48 @@ def _leading_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
     index = 0
     while index < len(arguments) and arguments[index].startswith("-"):
         flag = _name(arguments[index])
-        index += 2 if flag in _CAFFE | _GLOG_VALUES and "=" not in arguments[index] else 1
+        index += 2 if flag in _CAFFE | _GLOG_VALUES | _GFLAGS and "=" not in arguments[index] else 1
     return arguments[:index], arguments[index:]
 
 
-def _with_flagfiles(arguments: list[str]) -> list[str]:
-    """Replace ``--flagfile=FILE`` by the flags in the file, one a line; # begins a comment."""
+def _with_gflags(arguments: list[str]) -> list[str]:
+    """Replace gflags' own flags by what they stand for."""
     found: list[str] = []
+    allowed: set[str] = set()
     values = iter(arguments)
     for argument in values:
-        if not argument.startswith("-") or _name(argument) != "flagfile":
+        name = _name(argument) if argument.startswith("-") else ""
+        if name not in _GFLAGS:
             found.append(argument)
             continue
-        path = argument.partition("=")[2] if "=" in argument else next(values, "")
-        try:
-            lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError as error:
-            raise CaffeToolsError(f"cannot read: {error.strerror}", path=path) from None
-        found += _with_flagfiles([line.strip() for line in lines if line.strip().startswith("-")])
+        value = argument.partition("=")[2] if "=" in argument else next(values, "")
+        if name == "undefok":
+            allowed.update(flag.replace("-", "_") for flag in split(value))
+        elif name == "flagfile":
+            found += _with_gflags(_flags_in(value))
+        else:
+            found += _flags_of_environment(split(value), needed=name == "fromenv")
+    known = {*_CAFFE, *_GLOG_SWITCHES, *_GLOG_VALUES, *(flag for flags in FLAGS.values() for flag in flags)}
+    return [word for word in found if not word.startswith("-") or _name(word) not in allowed - known]
+
+
+def _flags_in(path: str) -> list[str]:
+    """Return the flags in a file of ``--flagfile``, one a line; # begins a comment."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise CaffeToolsError(f"cannot read: {error.strerror}", path=path) from None
+    return [line.strip() for line in lines if line.strip().startswith("-")]
+
+
+def _flags_of_environment(names: list[str], *, needed: bool) -> list[str]:
+    found = []
+    for name in names:
+        value = os.environ.get(f"FLAGS_{name}")
+        if value is not None:
+            found.append(f"--{name}={value}")
+        elif needed:
+            raise CaffeToolsError(f"FLAGS_{name} is not in the environment, from which --fromenv takes the flag")
     return found
 
 

@@ -12,7 +12,7 @@ from caffetools.layers.base import SavedTensors, Shapes, format_shape
 from caffetools.layers.loss import Loss
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
-from caffetools.proto.schema import LayerParameter
+from caffetools.proto.schema import LayerParameter, enum_name
 
 
 @register("SmoothL1Loss")
@@ -21,10 +21,13 @@ class SmoothL1Loss(Loss):
 
     Bottoms: x, t (N, …) and, in Fast R-CNN, weights "inside" and "outside" of the same shape; SSD gives at most the first. s is
     ``sigma``, 1 by default. Both x and t get a gradient. Girshick (2015).
+    The form of R-FCN's Caffe, recognized by a second top or by ``loss_param``'s normalization, has no "outside" and divides by what normalization says
+    (VALID and FULL: N · H · W); the second top (N, 1, H, W) is the sum over the channels at each place, without a gradient.
     """
 
     TRAITS = Traits(role="loss", compares="values")
     BOTTOMS = (2, 4)
+    TOPS = (1, 2)
     NO_GRADIENT = frozenset({2, 3})
 
     def setup(self, bottoms: Shapes) -> Shapes:
@@ -34,9 +37,27 @@ class SmoothL1Loss(Loss):
         self.square = self.param.smooth_l1_loss_param.sigma**2
         if self.square == 0:
             raise self.error("sigma must not be 0")
-        return [()]
+        n, _, h, w = self.legacy_axes(bottoms[0])
+        param = self.param.loss_param
+        theirs = len(self.tops) > 1 or param.HasField("normalization") or param.HasField("normalize")
+        self.divisor = self._divisor(n, h * w) if theirs else n
+        self.places = (n, -1, h, w)
+        return [(), (n, 1, h, w)][: len(self.tops)]
 
-    def forward(self, x: Tensor, target: Tensor, inside: Tensor | None = None, outside: Tensor | None = None) -> Tensor:
+    def _divisor(self, items: int, places: int) -> int:
+        """Return what R-FCN's Caffe divides the sum by."""
+        if len(self.bottoms) > 3:
+            raise self.error("a second top and a normalization are R-FCN's, which has no fourth bottom")
+        param = self.param.loss_param
+        if not param.HasField("normalization") and param.HasField("normalize"):
+            mode = "VALID" if param.normalize else "BATCH_SIZE"
+        else:
+            mode = enum_name(param, "normalization")
+        return {"VALID": items * places, "FULL": items * places, "BATCH_SIZE": items}.get(mode, 1)
+
+    def forward(
+        self, x: Tensor, target: Tensor, inside: Tensor | None = None, outside: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         difference = x - target.reshape(x.shape)
         if inside is not None:
             difference = difference * inside.detach().reshape(x.shape)
@@ -44,7 +65,8 @@ class SmoothL1Loss(Loss):
         losses = torch.where(size < 1 / self.square, 0.5 * self.square * difference * difference, size - 0.5 / self.square)
         if outside is not None:
             losses = losses * outside.detach().reshape(x.shape)
-        return losses.sum() / x.shape[0]
+        loss = losses.sum() / self.divisor
+        return loss if len(self.tops) == 1 else (loss, losses.detach().reshape(self.places).sum(1, keepdim=True))
 
 
 @register("TripletLoss")

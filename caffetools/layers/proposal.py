@@ -49,7 +49,8 @@ class Proposal(Layer):
         for name, shape, want in zip(self.bottoms, bottoms, wanted, strict=False):
             if tuple(shape) != want:
                 raise self.error(f"'{name}' must be {format_shape(want)} for {count} anchors, not {format_shape(shape)}")
-        if math.prod(bottoms[2]) not in (3 * n, 4 * n):
+        # Height, width and one or two scales; PVANET's nets have further numbers, which are not read.
+        if math.prod(bottoms[2]) % n or math.prod(bottoms[2]) < 3 * n:
             raise self.error(f"'{self.bottoms[2]}' must hold height, width and scale of each item, not {format_shape(bottoms[2])}")
         rows = n * min(int(param.post_nms_topn), count * h * w)
         return [(rows, 5), (rows,)][: len(self.tops)]
@@ -76,7 +77,7 @@ class Proposal(Layer):
         boxes = _moved(anchors, moved)
         boxes = np.clip(boxes, 0, np.array([image[1], image[0], image[1], image[0]], np.float32) - 1)
         values = scores[count:].transpose(1, 2, 0).reshape(-1).copy()
-        smallest = np.float32(param.min_size) * np.array([image[-1], image[2]], np.float32)
+        smallest = np.float32(param.min_size) * np.array([image[3] if len(image) > 3 else image[2], image[2]], np.float32)
         values[(boxes[:, 2:] - boxes[:, :2] + 1 < smallest).any(1)] = 0
         order = np.argsort(-values, kind="stable")[: int(param.pre_nms_topn)]
         kept = order[_kept(boxes[order], float(param.nms_thresh), int(param.post_nms_topn))]

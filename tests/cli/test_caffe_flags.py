@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from caffetools.cli.gflags import translate
+from caffetools.errors import CaffeToolsError
 from caffetools.proto.binary import read_solverstate
 from tests.cli.inprocess import Done, error_of, run
 from tests.conftest import GOLDEN
@@ -61,6 +62,12 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Do
             "train --solver s",
         ),
         ("-logtostderr=1 train -solver s -q", "train --solver s -q"),
+        ("time -model m --logfile_mode=0644 -timestamp_in_logfile_name=false --tab_completion_columns 80", "time --model m"),
+        # gflags' own: flags that may be unknown.
+        ("train -solver s --undefok=affinity,numa --affinity=3 -numa", "train --solver s"),
+        ("-undefok affinity train -solver s --affinity=3", "train --solver s"),
+        ("train -solver s --undefok=weights --weights=w", "train --solver s --weights=w"),
+        ("train -solver s --affinity=3", "train --solver s --affinity=3"),
     ],
 )
 def test_one_dash_and_underscores_are_equivalent(typed: str, meant: str) -> None:
@@ -74,6 +81,13 @@ def test_a_value_that_is_empty_is_dropped_with_its_flag() -> None:
 def test_a_flagfile_is_read(tmp_path: Path) -> None:
     (tmp_path / "flags").write_text("# for all runs\n--solver=s.prototxt\n-gpu=0\n")
     assert translate(["train", f"--flagfile={tmp_path / 'flags'}", "-q"]) == ["train", "--solver=s.prototxt", "--gpu=0", "-q"]
+
+
+def test_flags_are_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLAGS_gpu", "1")
+    assert translate(["train", "-solver", "s", "--fromenv=gpu", "--tryfromenv", "weights"]) == ["train", "--solver", "s", "--gpu=1"]
+    with pytest.raises(CaffeToolsError, match="FLAGS_weights is not in the environment"):
+        translate(["train", "-solver", "s", "--fromenv=gpu,weights"])
 
 
 def test_glogs_level_and_folder_hold_as_flags_and_in_the_environment(command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:

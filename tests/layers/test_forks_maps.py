@@ -184,6 +184,23 @@ def test_smooth_l1_loss_of_fast_rcnn_and_of_ssd() -> None:
     agree(text, partial(smooth_l1, sigma=3.0), x, t, inside, outside, gradients=(0, 1), phase=TRAIN)
 
 
+def test_smooth_l1_loss_of_rfcns_caffe_is_normalized_and_gives_the_loss_of_each_place() -> None:
+    x, t, weights = (torch.tensor(numbers(2, 3, 2, 4, seed=n), dtype=torch.float32) for n in range(3))
+    size = (weights * (x - t)).abs()
+    losses = torch.where(size < 1, 0.5 * size * size, size - 0.5)
+    for settings, divisor in (("", 16), ("normalization: BATCH_SIZE", 2), ("normalize: false", 2), ("normalization: NONE", 1)):
+        text = f'type: "SmoothL1Loss" top: "each" loss_weight: 1 loss_weight: 0 loss_param {{ {settings} }}'
+        loss, each = one_layer(text, *([(2, 3, 2, 4)] * 3), phase=TRAIN)(x, t, weights)
+        assert loss.item() == pytest.approx(losses.sum().item() / divisor, rel=1e-5)
+        np.testing.assert_allclose(each, losses.sum(1, keepdim=True), atol=1e-6)
+    alone = one_layer('type: "SmoothL1Loss" loss_param { normalization: VALID }', *([(2, 3, 2, 4)] * 3), phase=TRAIN)
+    assert alone(x, t, weights).item() == pytest.approx(losses.sum().item() / 16, rel=1e-5)
+    plain = one_layer('type: "SmoothL1Loss" loss_param { ignore_label: -1 }', *([(2, 3, 2, 4)] * 3), phase=TRAIN)
+    assert plain(x, t, weights).item() == pytest.approx(losses.sum().item() / 2, rel=1e-5)
+    with pytest.raises(NetError, match="has no fourth bottom"):
+        one_layer('type: "SmoothL1Loss" loss_param { normalization: VALID }', *([(2, 3, 2, 4)] * 4), phase=TRAIN)
+
+
 def test_triplet_loss() -> None:
     def loss(a: Array, p: Array, n: Array) -> Array:
         return np.array(np.maximum(0, 0.5 + ((a - p) ** 2).sum(1) - ((a - n) ** 2).sum(1)).sum() / (2 * len(a)))

@@ -193,6 +193,15 @@ def test_proposals(info: list[list[float]]) -> None:
 def test_proposals_above_a_score_only_and_bad_shapes() -> None:
     layer = one_layer(PROPOSAL.replace("nms_thresh: 0.1", "nms_thresh: 0.1 score_thresh: 2"), (1, 12, 4, 5), (1, 24, 4, 5), (1, 3))
     assert layer(torch.rand(1, 12, 4, 5), torch.zeros(1, 24, 4, 5), torch.tensor([[64.0, 80.0, 1.0]])).shape == (0, 5)
+    # PVANET's nets have further numbers behind the two scales.
+    scores, offsets, info = np.random.RandomState(0).rand(1, 12, 4, 5), numbers(1, 24, 4, 5) * 0.2, [64, 80, 1.0, 3.0]
+    found = [
+        one_layer(PROPOSAL, scores.shape, offsets.shape, (1, len(about)))(
+            *(torch.tensor(a, dtype=torch.float32) for a in (scores, offsets, np.array([about])))
+        )
+        for about in (info, [*info, 9.0, 9.0])
+    ]
+    np.testing.assert_array_equal(*found)
     with pytest.raises(NetError, match=r"'b1' must be 1 x 24 x 4 x 5 for 6 anchors, not 1 x 36 x 4 x 5"):
         one_layer(PROPOSAL, (1, 12, 4, 5), (1, 36, 4, 5), (1, 3))
     with pytest.raises(NetError, match="needs ratio and scale"):
