@@ -217,7 +217,7 @@ def prepare_retarget(
         try:
             deploy = _deploy_net(whole, original, stages, made, plan, shapes)
         except NotDeployable as error:
-            if not partial:
+            if not (partial and any(detects(graph) for graph in phases(made.train_val))):
                 raise
             deploy, missing[FILES[2]] = NetParameter(), error.message
         check_parameter_shapes_match(made.train_val, deploy, shapes)

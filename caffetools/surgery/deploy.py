@@ -82,7 +82,10 @@ def deploy_from(
     labels = label_blobs(graph, net)
     ends = [OutputPoint.of(graph, loss, labels) for loss in losses]
     outputs = [blob for end in ends for blob in end.blobs] or _outputs(graph, labels)
-    check_blob_graph(tested.layer, net)
+    try:
+        check_blob_graph(tested.layer, net)
+    except NetError as error:
+        raise NotDeployable(error.message, layer=error.layer) from None
     needed = graph.needed([(len(tested.layer), blob) for blob in outputs])
     kept = [i for i in sorted(needed) if traits(graph.layers[i]).role not in ("metric", "silence")]
     if not any(tested.layer[i].bottom for i in kept):

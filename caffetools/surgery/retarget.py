@@ -199,7 +199,9 @@ def _refit_counters(net: NetParameter, head: Head, classes: int, result: Retarge
 
 def _refit_deconvolutions(net: NetParameter, head: Head, classes: int, result: Retargeted) -> None:
     """Resize the Deconvolutions that upsample a classifier's maps: one group a class, initialized to bilinear interpolation."""
-    names = {result.renamed[name] for name in head.followers}
+    # Maps of several classifiers that are summed are upsampled together.
+    done = {change.layer for change in result.changes if change.what == "num_output"}
+    names = {result.renamed[name] for name in head.followers} - done
     for layer in net.layer:
         if layer.name not in names or traits(layer).coordinates != "transposed":
             continue

@@ -134,3 +134,18 @@ def test_the_channels_of_a_video_are_those_of_all_its_segments() -> None:
 
     assert channels("new_length: 5 num_segments: 3 modality: FLOW") == 30
     assert channels("new_length: 1 num_segments: 3 modality: RGB") == 9
+
+
+def test_maps_of_classifiers_that_are_summed_are_upsampled_together() -> None:
+    def up(name: str, bottom: str) -> str:
+        return (
+            f'layer {{ name: "{name}" type: "Deconvolution" bottom: "{bottom}" top: "{name}" param {{ lr_mult: 0 }}'
+            " convolution_param { num_output: 4 bias_term: false kernel_size: 4 stride: 2 pad: 1 } }"
+        )
+
+    text = INPUT + conv("deep", "data", 5) + conv("score_fr", "deep", 4) + up("up2", "score_fr") + conv("score_pool", "data", 4)
+    text += 'layer { name: "fuse" type: "Eltwise" bottom: "up2" bottom: "score_pool" top: "fuse" }' + up("up4", "fuse")
+    text += 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "up4" bottom: "label" top: "loss" }'
+    net = retarget(net_of(text), 3).train_val
+    assert [layer_of(net, name).convolution_param.num_output for name in ("score_fr_3", "score_pool_3", "up2_3", "up4_3")] == [3] * 4
+    assert [layer_of(net, name).convolution_param.group for name in ("up2_3", "up4_3")] == [3, 3]

@@ -295,3 +295,16 @@ def test_the_deploy_net_of_a_net_whose_detections_are_only_evaluated_ends_in_the
     assert [layer.name for layer in deploy_from(net).layer] == ["data", "near", "out"]
     made = retarget(net, 7).train_val
     assert layer_of(made, "eval").detection_evaluate_param.num_classes == 7
+
+
+def test_regions_that_the_train_phase_alone_makes_leave_no_deploy_net(tmp_path: Path) -> None:
+    made = (
+        'layer { name: "data" type: "DetectionData" top: "data" top: "gt" include { phase: TRAIN } }'
+        + conv("body", "data", 6)
+        + 'layer { name: "targets" type: "ProposalTarget" bottom: "gt" top: "rois" top: "labels" top: "boxes"'
+        " include { phase: TRAIN } proposal_target_param { cls_num: 9 } }" + POOL + HEADS
+    )
+    path = tmp_path / "train.prototxt"
+    path.write_text(made + loss("loss", "SoftmaxWithLoss", "cls_score", "labels") + loss("loss_bbox", "SmoothL1Loss", "bbox_pred", "boxes"))
+    missing = prepare_retarget(path, 4, tmp_path, partial=True, input_shape={"data": (1, 3, 32, 32), "gt": (1, 5)}).missing
+    assert "bottom 'rois' is made in another phase" in missing["deploy.prototxt"]
