@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, PathPatch, Rectangle
 from matplotlib.path import Path as Curve
@@ -44,6 +45,7 @@ _LEAST_WIDTH, _MOST_TEXT = 132, 260
 _MARGIN, _TITLE = 24, 78
 _MOST_PIXELS, _MOST_AREA = 32_000, 64e6  # of a PNG's side, of its whole
 _LEAST_SCALE = 0.7  # of a PNG whose text of 11 pixels can still be read
+_MOST_SHIFT = 14  # pixels by which a shape may be moved to the right: it must not reach the next box
 _MOST_COLUMN, _COLUMN_GAP = 10_000, 60.0  # pixels
 
 
@@ -107,6 +109,9 @@ def place_graph(graph: NetGraph, *, engine: str = "auto") -> PlacedGraph:
         pairs.setdefault((arrow.source, arrow.target), []).append(arrow)
     sizes = [_size(box, graph, index) for index, box in enumerate(graph.boxes)]
     layout = lay_out(sizes, list(pairs), engine=engine)
+    leaving: dict[int, list[list[Point]]] = {}
+    for (source, _), curve in zip(pairs, layout.arrows, strict=True):
+        leaving.setdefault(source, []).append(curve)
     labels, seen = [], set[tuple[int, str]]()
     for (source, _), arrows in pairs.items():
         text = _label(arrows)
@@ -114,8 +119,30 @@ def place_graph(graph: NetGraph, *, engine: str = "auto") -> PlacedGraph:
             left, top = layout.boxes[source]
             seen.add((source, text))
             shift = 16 * sum(1 for known, _ in seen if known == source)
-            labels.append((left + sizes[source][0] / 2 + 6, top + sizes[source][1] + shift, text))
+            middle, y = left + sizes[source][0] / 2, top + sizes[source][1] + shift
+            labels.append((_free_side(middle, y, text_width(text, _SMALL / 2), leaving[source]), y, text))
     return PlacedGraph(graph, sizes, layout, [label for label in labels if label[2]])
+
+
+def _free_side(middle: float, baseline: float, width: float, curves: Sequence[Sequence[Point]]) -> float:
+    """Return where a label of ``width`` begins: right of where the arrows leave, or a little further or left of it where those would
+    cross it there.
+    """
+
+    def crossed(left: float) -> int:
+        return sum(left - 3 < x < left + width + 3 for x in reached)
+
+    reached = [x for curve in curves for x, y in _first_points(curve) if baseline - _SMALL - 2 < y < baseline + 4]
+    further = [x + 4 for x in reached if middle < x < middle + _MOST_SHIFT]
+    return min((middle + 6, middle - 6 - width, max(further, default=middle + 6)), key=crossed)
+
+
+def _first_points(curve: Sequence[Point]) -> list[Point]:
+    """Points of the first piece of an arrow, which passes its label."""
+    share = np.linspace(0, 1, 33)[:, None]
+    a, b, c, d = (np.array(point) for point in curve[:4])
+    at = (1 - share) ** 3 * a + 3 * (1 - share) ** 2 * share * b + 3 * (1 - share) * share**2 * c + share**3 * d
+    return [(float(x), float(y)) for x, y in at]
 
 
 def svg_text(placed: PlacedGraph, *, title: str = "", theme: Theme = LIGHT) -> str:

@@ -91,7 +91,8 @@ def _read_plain(text: str, sizes: Sequence[Point], arrows: Sequence[tuple[int, i
         elif words[0] == "node":
             index = int(words[1][1:])
             w, h = sizes[index]
-            boxes[index] = (float(words[2]) * 72 - w / 2, height - float(words[3]) * 72 - h / 2)
+            # Rounded to five digits, the first box may begin a little above the drawing.
+            boxes[index] = (max(0.0, float(words[2]) * 72 - w / 2), max(0.0, height - float(words[3]) * 72 - h / 2))
         elif words[0] == "edge":
             numbers = [float(word) * 72 for word in words[4 : 4 + 2 * int(words[3])]]
             points = [(x, height - y) for x, y in zip(numbers[::2], numbers[1::2], strict=True)]

@@ -19,10 +19,11 @@ from caffetools.layers.registry import layer_types
 from caffetools.layers.traits import Role
 from caffetools.proto.schema import TRAIN, LayerParameter, NetParameter
 from caffetools.proto.text import parse, read_net
-from caffetools.visualize.graph_drawing import draw_graph, graph_figure, is_readable_as_png, place_graph, svg_text
-from caffetools.visualize.graph_layout import Layout, lay_out
+from caffetools.visualize.graph_drawing import _first_points, draw_graph, graph_figure, is_readable_as_png, place_graph, svg_text
+from caffetools.visualize.graph_layout import Layout, _read_plain, lay_out
 from caffetools.visualize.layer_facts import BlobFacts, Setting, blob_facts, describe_type, layer_settings
 from caffetools.visualize.net_graph import FAMILIES, NetGraph, family_of, fold_repeats, net_graph
+from caffetools.visualize.panels import text_width
 from tests.net.test_net import conv, data, relu
 from tests.visualize.browser import run_in_page
 
@@ -276,3 +277,20 @@ def test_training_nets_have_their_own_phase_and_bad_ones_are_refused(tmp_path: P
         draw_graph(graph_of(text), tmp_path / "g.gif")
     with pytest.raises(DataError, match="has no layers"):
         draw_graph(graph_of('name: "empty"'), tmp_path / "g.svg")
+
+
+def test_a_box_that_graphviz_rounds_to_above_the_drawing_is_in_the_picture() -> None:
+    text = "graph 1 2.5 5.6111\nnode n0 1.25 5.3056 2.5 0.61111\nnode n1 1.25 0.30556 2.5 0.61111\nedge n0 n1 4 1.25 5 1.25 4 1.25 2 1.25 0.6\nstop\n"
+    layout = _read_plain(text, [(180.0, 44.0), (180.0, 44.0)], [(0, 1)])
+    assert layout is not None and layout.boxes[0] == (0.0, 0.0)
+
+
+def test_an_arrow_that_leaves_to_the_right_has_its_shape_on_the_left() -> None:
+    if shutil.which("dot") is None:
+        pytest.skip("Graphviz is not installed")
+    text = data("dim: 1 dim: 3 dim: 32 dim: 32") + "".join(conv(f"c{i}", f"c{i - 1}" if i else "data") for i in range(3))
+    placed = place_graph(graph_of(text + 'layer { name: "crop" type: "Crop" bottom: "data" bottom: "c2" top: "crop" }'), engine="dot")
+    assert len(placed.layout.arrows) == 5 and len(placed.labels) == 4
+    for curve in placed.layout.arrows:
+        for x, y, words in placed.labels:
+            assert not [p for p in _first_points(curve) if x < p[0] < x + text_width(words, 5.5) and y - 9 < p[1] < y], words
