@@ -33,6 +33,8 @@ from caffetools.visualize.explanations import last_feature_layer, score_blob
 from caffetools.visualize.filters import LayerWeights, find_weights
 from caffetools.visualize.model import Explanation, FileEntry, FilterChange, KeyFigure, LayerRow, OnnxCheck, Phase, Report
 from caffetools.visualize.picture_net import PictureNet
+from caffetools.zoo.cards import get_card
+from caffetools.zoo.names import is_model
 
 MOST_EXPLANATIONS = 8
 _MOST_LETTERS = 200  # of a list of classes
@@ -123,13 +125,18 @@ def report_of(title: str, summary: str, runs: Sequence[RunRecord], steps: Sequen
 
 def title_and_summary(config: FinetuneConfig, card: DatasetCard) -> tuple[str, str]:
     """Return the title and the summary of the report of one run."""
-    classes = len(card.classes)
-    return f"{config.model} on {classes} classes", f"{config.model} learned {classes} classes from {card.train_count} images."
+    classes, model = len(card.classes), _title(config.model)
+    return f"{model} on {classes} classes", f"{model} learned {classes} classes from {card.train_count} images."
+
+
+def _title(model: str) -> str:
+    """Return the name by which a model of the zoo is known (LeNet for ``lenet``); that of another net is left as it is."""
+    return get_card(model).title if is_model(model) else model
 
 
 def _verdict(item: RunRecord) -> str:
     confusion = item.evaluation.confusion
-    text = f"{item.model} recognizes {confusion.accuracy:.1%} of {confusion.total} images that it was not trained on; "
+    text = f"{_title(item.model)} recognizes {confusion.accuracy:.1%} of {confusion.total} images that it was not trained on; "
     text += f"guessing gives {1 / len(confusion.names):.1%}."
     if item.onnx is not None:
         text += " The ONNX file gives the same numbers." if item.onnx.passed else " The ONNX file gives other numbers: do not use it."
@@ -180,10 +187,10 @@ def _phase(item: RunRecord) -> Phase:
     names = _first(item.card.classes)
     return Phase(
         item.title,
-        f"{item.model} on {names}; {start}; {item.note}",
+        f"{_title(item.model)} on {names}; {start}; {item.note}",
         item.evaluation.confusion,
         item.evaluation.samples,
-        {item.model: item.log},
+        {_title(item.model): item.log},
         _filters(item),
         item.evaluation.calibration,
         _explanations(item),

@@ -62,6 +62,7 @@ def test_both_phases_classify_the_digits(demo: Done) -> None:
 def test_the_report_is_one_file_with_the_right_numbers(folder: Path, demo: Done) -> None:
     report = (folder / "demo" / "report.html").read_text(encoding="utf-8")
     assert f"Report: {(folder / 'demo' / 'report.html').as_uri()}" in demo.stdout
+    assert "LeNet recognizes " in report and "lenet recognizes" not in report
     for accuracy, pictures in accuracies(demo):
         assert f"{accuracy:.1%}" in report and f"{round(accuracy * pictures)} of {pictures} held-out images" in report
     assert not re.search(r"(src|href)=\"(?!data:|#)", report), "nothing is loaded from elsewhere"

@@ -28,6 +28,7 @@ from caffetools.project.remarks import (
     remarks_on_data,
     remarks_on_log,
 )
+from caffetools.project.report import title_and_summary
 from caffetools.project.report_steps import better_run
 from caffetools.proto.blobs import Array
 from caffetools.results import Confusion
@@ -194,3 +195,12 @@ def test_many_classes_of_few_images_are_counted(few: int, end: str) -> None:
     card = SimpleNamespace(classes=[f"c{i}" for i in range(9)], train_counts=[3] * few + [50] * (9 - few))
     (remark,) = remarks_on_data(cast("DatasetCard", card))
     assert remark.startswith(f"{few} of 9 classes have fewer than 10 training images: c0 (3), c1 (3), c2 (3), c3 (3), ") and end in remark
+
+
+@pytest.mark.parametrize(
+    ("model", "title"), [("lenet", "LeNet"), ("squeezenet_v1.1", "SqueezeNet v1.1"), ("net/train_val.prototxt", "net/train_val.prototxt")]
+)
+def test_a_report_calls_a_model_of_the_zoo_by_its_name(model: str, title: str, tmp_path: Path) -> None:
+    card = cast(DatasetCard, SimpleNamespace(classes=["a", "b"], train_count=10))
+    named = title_and_summary(FinetuneConfig(Path("pictures"), tmp_path, model=model), card)
+    assert named == (f"{title} on 2 classes", f"{title} learned 2 classes from 10 images.")
