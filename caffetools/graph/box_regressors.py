@@ -8,7 +8,7 @@ from typing import Any
 
 from caffetools.graph.classifiers import MOVES_SCORES, Head, collect_counters, compares_classes, detects, is_linear
 from caffetools.graph.graph import Graph
-from caffetools.layers.registry import traits
+from caffetools.layers.registry import is_known, traits
 
 # The numbers of a box: its centre and size, or its corners.
 BOX = 4
@@ -38,8 +38,13 @@ def box_regressors(graphs: Sequence[Graph], head: Head) -> list[BoxRegressor]:
         graphs: The graphs of both phases.
         head: The classifier.
     """
-    names = dict.fromkeys(name for graph in graphs if detects(graph) for name in _siblings(graph, head))
+    names = dict.fromkeys(name for graph in graphs if _may_detect(graph) for name in _siblings(graph, head))
     return [_followed(graphs, name, BOX * head.classes) for name in names]
+
+
+def _may_detect(graph: Graph) -> bool:
+    """Return whether a net has layers for regions or boxes, or of types that may be for those, such as ROIWarping."""
+    return detects(graph) or any(not is_known(layer.type) for layer in graph.layers.values())
 
 
 def _siblings(graph: Graph, head: Head) -> list[str]:

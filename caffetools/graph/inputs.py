@@ -189,8 +189,8 @@ def _data_shapes(layer: LayerParameter, given: Mapping[str, Shape], batch: int |
         return [shape, *((shape[0], *item) for item in items[1:])]
     if traits(layer).source and traits(layer).label_tops == "any" and any(top not in given for top in layer.top[2:]):
         raise NetError("the shapes of its blobs are not known; give --input-shape NAME=SHAPE for each", layer=layer.name)
-    # All other tops are taken for labels, of one number a picture; see guessed_tops.
-    return [shape] + [shape[:1]] * (len(layer.top) - 1)
+    # All other tops are taken for labels, mostly of one number a picture; see guessed_tops.
+    return [shape] + [_class_of(layer).label_shape(index, shape) for index in range(1, len(layer.top))]
 
 
 def _known_tops(layer: LayerParameter) -> list[Shape]:

@@ -215,6 +215,16 @@ class Layer(ObservedModule):
         return None
 
     @classmethod
+    def label_shape(cls, top: int, shape: Shape) -> Shape:
+        """Return the shape that the top number ``top`` of a data layer has where it is not known, by that of the first: one number an item.
+
+        Args:
+            top: The top's index, from 1.
+            shape: (N, …) of the first top.
+        """
+        return shape[:1]
+
+    @classmethod
     def item_channels(cls, param: LayerParameter) -> int:
         """Return the number of channels of a data layer's items, where nothing else is known of them."""
         return 3

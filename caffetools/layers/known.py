@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from caffetools.layers.base import Layer
+from caffetools.layers.base import Layer, Shape
 from caffetools.layers.registry import declare
 from caffetools.layers.traits import Traits
 from caffetools.proto.schema import LayerParameter
@@ -13,6 +13,12 @@ class SegmentationData(Layer):
     """Pictures with maps of labels (PSPNet, SegNet)."""
 
     TRAITS = Traits(role="data", label_tops="labels")
+
+    @classmethod
+    def label_shape(cls, top: int, shape: Shape) -> Shape:
+        """Return the shape of the map of labels, or of PSPNet's third top: the height and width of each picture."""
+        n, _, h, w = shape
+        return (n, 1, h, w) if top == 1 else (n, 1, 1, 2)
 
 
 @declare("VideoData")
@@ -53,6 +59,13 @@ class RegionLoss(Layer):
     """The loss of YOLO v2's boxes and class scores (MobileNet-YOLO)."""
 
     TRAITS = Traits(role="loss", class_count=("region_loss_param.num_class",), box_numbers=5)
+
+
+@declare("EvalDetection")
+class EvalDetection(Layer):
+    """Compares YOLO's boxes with labelled ones (Intel)."""
+
+    TRAITS = Traits(role="metric", class_count=("eval_detection_param.num_class",), box_numbers=5)
 
 
 @declare("ProposalTarget")

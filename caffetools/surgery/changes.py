@@ -7,8 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from caffetools.graph.classifiers import Head, classifier_param, is_classifier
-from caffetools.layers.registry import traits
-from caffetools.proto.schema import NetParameter
+from caffetools.graph.graph import phases
+from caffetools.layers.registry import is_known, traits
+from caffetools.proto.schema import LayerParameter, NetParameter
+from caffetools.proto.text import format_text
+
+# Numbers of classes that fields have for other reasons, such as a weight of 1.
+_COMMON = (1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -63,4 +68,54 @@ def manual_review_notes(net: NetParameter, heads: Iterable[Head], renamed: Mappi
                 notes.append(f"layer '{layer.name}' has the parameters {layer.python_param.param_str!r}")
             elif traits(layer).class_matrix and layer.name == head.loss_layer:
                 notes.append(f"layer '{layer.name}' reads an infogain matrix of {head.num_output} classes")
+    return list(dict.fromkeys(notes))
+
+
+def unknown_counts(net: NetParameter, heads: Iterable[Head], renamed: Mapping[str, str], classes: int) -> list[str]:
+    """Describe the layers of unknown types that read a classifier's scores and have its old number of classes, or one less, in a field.
+
+    Such a field is the label of the background or of the blank, for example.
+
+    Args:
+        net: The retargeted ``NetParameter``.
+        heads: The classifiers before retargeting.
+        renamed: Old name → new name of the reinitialized layers.
+        classes: The new number of classes.
+    """
+    notes = []
+    for head in heads:
+        if head.classes in (classes, *_COMMON):
+            continue
+        numbers = rf"\b(\w+: (?:{head.classes}|{head.classes - 1}))(?![\w.])"
+        for layer in _readers(net, renamed[head.layer]):
+            facts = traits(layer)
+            foreign = not (is_known(layer.type) or facts.class_count or facts.names_classes)
+            if foreign and (found := re.search(numbers, format_text(layer))):
+                notes.append(f"layer '{layer.name}' has {found[1]}, and the old classes were {head.classes}")
+    return list(dict.fromkeys(notes))
+
+
+def _readers(net: NetParameter, name: str) -> list[LayerParameter]:
+    """Return the layers that depend on the layer ``name``."""
+    found = []
+    for graph in phases(net):
+        tops = [(index, top) for index, layer in graph.layers.items() if layer.name == name for top in layer.top]
+        found += [graph.layers[index] for index in sorted(graph.descendants(tops))]
+    return found
+
+
+def ignored_labels(net: NetParameter, heads: Iterable[Head], classes: int) -> list[str]:
+    """Describe the losses and accuracies that ignore a label which is one of the new classes and was none of the old ones.
+
+    Args:
+        net: The retargeted ``NetParameter``.
+        heads: The classifiers before retargeting.
+        classes: The new number of classes.
+    """
+    before = max(head.classes for head in heads)
+    notes = []
+    for layer in net.layer:
+        for param in (layer.loss_param, layer.accuracy_param):
+            if param.HasField("ignore_label") and before <= param.ignore_label < classes:
+                notes.append(f"layer '{layer.name}' ignores the label {param.ignore_label}, which is one of the new classes")
     return list(dict.fromkeys(notes))

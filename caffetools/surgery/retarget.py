@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,7 +17,7 @@ from caffetools.layers.registry import traits
 from caffetools.layers.traits import field_at
 from caffetools.proto.schema import FillerParameter, LayerParameter, NetParameter
 from caffetools.proto.upgrades.v1 import upgrade_net
-from caffetools.surgery.changes import Change, manual_review_notes, number
+from caffetools.surgery.changes import Change, ignored_labels, manual_review_notes, number, unknown_counts
 from caffetools.surgery.detection import other_counts, refit_named_classes, refit_places, renamed_boxes
 from caffetools.surgery.freezing import describe_filler, learned_blobs
 
@@ -104,7 +104,7 @@ def retarget(
         _rename_head(result, head, fresh)
         learn = partial(_resize, net, filler=filler, factor=head_lr_mult, usual=usual, result=result)
         learn(result.renamed[head.layer], head.type_name, head.outputs_for(classes))
-        for regressor in boxes[head.layer]:
+        for regressor in (one for one in boxes[head.layer] if one.layer not in result.renamed):
             # Its top keeps its name, by which scripts read the boxes.
             _rename(net, regressor.layer, fresh(regressor.layer), result)
             learn(result.renamed[regressor.layer], None, BOX * head.outputs_for(classes))
@@ -116,8 +116,9 @@ def retarget(
     for count in {head.classes for head in found}:
         result.changes += refit_named_classes(net, count, classes)
     _fit_accuracies(net, classes, result)
-    result.notes = manual_review_notes(net, found, result.renamed)
-    result.notes += other_counts(net, found)
+    result.changes += _drop_class_weights(net, {head.loss_layer: head.classes for head in found}, classes)
+    result.notes = manual_review_notes(net, found, result.renamed) + ignored_labels(net, found, classes)
+    result.notes += other_counts(net, found) + unknown_counts(net, found, result.renamed, classes)
     result.remarks = renamed_boxes(net, {one.layer: result.renamed[one.layer] for some in boxes.values() for one in some})
     # A net with both phases has some layers twice; each change is listed once.
     result.changes = list(dict.fromkeys(result.changes))
@@ -301,6 +302,24 @@ def _raise_rates(layer: LayerParameter, factor: float, usual: float, result: Ret
         spec.lr_mult = (rate or 1.0) * factor
     after = [spec.lr_mult for spec in layer.param[:blobs]]
     result.changes.append(Change(layer.name, "lr_mult", " / ".join(map(number, before)), " / ".join(map(number, after))))
+
+
+def _drop_class_weights(net: NetParameter, losses: Mapping[str, int], classes: int) -> list[Change]:
+    """Remove the weights of the old classes from losses (SegNet), in place; return what changed.
+
+    Args:
+        net: The net.
+        losses: The name of each loss of a classifier → its old number of classes.
+        classes: The new number of classes.
+    """
+    changes = []
+    for layer in net.layer:
+        weights = layer.loss_param.class_weighting
+        if len(weights) and losses.get(layer.name, classes) != classes:
+            changes.append(Change(layer.name, "class_weighting", f"of {len(weights)} classes", ""))
+            layer.loss_param.ClearField("class_weighting")
+            layer.loss_param.ClearField("weight_by_label_freqs")
+    return changes
 
 
 def _fit_accuracies(net: NetParameter, classes: int, result: Retargeted) -> None:

@@ -149,3 +149,48 @@ def test_maps_of_classifiers_that_are_summed_are_upsampled_together() -> None:
     net = retarget(net_of(text), 3).train_val
     assert [layer_of(net, name).convolution_param.num_output for name in ("score_fr_3", "score_pool_3", "up2_3", "up4_3")] == [3] * 4
     assert [layer_of(net, name).convolution_param.group for name in ("up2_3", "up4_3")] == [3, 3]
+
+
+def test_weights_of_the_old_classes_are_removed_and_an_ignored_label_that_is_a_class_now_is_named() -> None:
+    text = INPUT + conv("score", "data", 4)
+    text += (
+        'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "score" bottom: "label" top: "loss"'
+        " loss_param { weight_by_label_freqs: true ignore_label: 5"
+        " class_weighting: 1 class_weighting: 2 class_weighting: 0.5 class_weighting: 1 } }"
+        'layer { name: "acc" type: "Accuracy" bottom: "score" bottom: "label" top: "acc" accuracy_param { ignore_label: 5 } }'
+    )
+    made = retarget(net_of(text), 3)
+    assert not layer_of(made.train_val, "loss").loss_param.class_weighting and not made.notes
+    assert not layer_of(made.train_val, "loss").loss_param.weight_by_label_freqs
+    assert layer_of(made.train_val, "loss").loss_param.ignore_label == 5
+    assert "loss: class_weighting of 4 classes removed" in map(str, made.changes)
+    assert len(layer_of(retarget(net_of(text), 4).train_val, "loss").loss_param.class_weighting) == 4
+    assert retarget(net_of(text), 6).notes == [
+        "layer 'loss' ignores the label 5, which is one of the new classes",
+        "layer 'acc' ignores the label 5, which is one of the new classes",
+    ]
+
+
+def test_maps_of_labels_have_the_size_of_their_pictures() -> None:
+    text = (
+        'layer { name: "data" type: "ImageSegData" top: "data" top: "label" transform_param { crop_size: 33 mean_value: 1 mean_value: 2 mean_value: 3 }'
+        ' image_data_param { source: "none" } }'
+    )
+    text += conv("score", "data", 21)
+    for name, bottom in (("small", "score"), ("small_label", "label")):
+        text += f'layer {{ name: "{name}" type: "Interp" bottom: "{bottom}" top: "{name}" interp_param {{ shrink_factor: 8 }} }}'
+    text += 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "small" bottom: "small_label" top: "loss" }'
+    rows = {row.name: row.shapes for row in summarize(net_of(text)).layers}
+    assert rows["data"] == [(1, 3, 33, 33), (1, 1, 33, 33)] and rows["small_label"] == [(1, 1, 5, 5)]
+    assert retarget(net_of(text), 7).renamed == {"score": "score_7"}
+
+
+def test_an_unknown_layer_that_names_the_old_number_of_classes_is_named() -> None:
+    text = INPUT + conv("score", "data", 63)
+    text += (
+        'layer { name: "ctc" type: "WarpCTC" bottom: "score" bottom: "label" top: "ctc" loss_weight: 1'
+        " warp_ctc_param { blank_label: 62 time_steps: 24 } }"
+        'layer { name: "other" type: "Unheard" bottom: "data" top: "other" unheard_param { size: 62 } }'
+    )
+    assert retarget(net_of(text), 11, heads=["score"]).notes == ["layer 'ctc' has blank_label: 62, and the old classes were 63"]
+    assert not retarget(net_of(text), 63, heads=["score"]).notes

@@ -113,6 +113,18 @@ def test_all_that_names_the_classes_of_faster_rcnn_is_changed_and_its_proposals_
     assert not retarget(net_of(FASTER), 4, keep_names=True).remarks
 
 
+def test_regions_of_an_unknown_type_have_boxes_for_each_class_too() -> None:
+    text = TESTED.replace('type: "ROIPooling"', 'type: "ROIWarping"').replace("roi_pooling_param", "roi_warping_param")
+    assert retarget(net_of(text), 4).renamed == {"cls_score": "cls_score_4", "bbox_pred": "bbox_pred_4"}
+
+
+def test_boxes_next_to_two_classifiers_change_once() -> None:
+    text = FASTER + product("mask_score", "fc7", 9) + loss("loss_mask", "SoftmaxWithLoss", "mask_score", "labels")
+    made = retarget(net_of(text), 4)
+    assert made.renamed == {"cls_score": "cls_score_4", "bbox_pred": "bbox_pred_4", "mask_score": "mask_score_4"}
+    assert outputs(made.train_val, "bbox_pred_4") == 16
+
+
 def test_region_proposals_alone_have_no_classifier_of_classes() -> None:
     text = python("input-data", "", "data im_info gt_boxes", "'num_classes': 9") + RPN + RPN_LOSSES
     with pytest.raises(
@@ -281,6 +293,11 @@ def test_each_box_of_yolo_has_five_numbers_and_a_score_for_each_class() -> None:
     assert [outputs(made.train_val, name) for name in ("near_2", "far_2")] == [21, 14]
     assert layer_of(made.train_val, "loss_near").yolov3_param.num_class == 2
     assert layer_of(made.train_val, "loss_far").region_loss_param.num_class == 2
+    measured = (
+        'layer { name: "eval" type: "EvalDetection" bottom: "near" bottom: "label" top: "eval" eval_detection_param { num_class: 4 } }'
+    )
+    made = retarget(net_of(BOXES.format(maps, trained + measured)), 2)
+    assert layer_of(made.train_val, "eval").eval_detection_param.num_class == 2
     with pytest.raises(NetError, match="has 28 outputs, but 'out' names 4 classes, which does not fit"):
         retarget(net_of(BOXES.format(maps.replace("27", "28"), found)), 7)
 
