@@ -17,8 +17,6 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, Protocol
 
-import numpy as np
-
 from caffetools.errors import CaffeToolsError
 from caffetools.pycaffe import python2_files, python2_lists, python2_modules, python2_order
 
@@ -37,7 +35,6 @@ _OLD_SYNTAX = re.compile(
     r"""^\s*print\s+[^(=\s]|^\s*print\s*>>|^\s*except\s+[\w.,() ]+,\s*\w+\s*:|^\s*raise\s+[\w.]+\s*,|<>|\bur?'|\b0[0-7]+\b|^\s*exec\s+[\w'"]|\d[lL]\b|`""",
     re.VERBOSE,
 )
-_DIVIDE, _DIVIDE_INTO = "__divide_as_python2__", "__divide_into_as_python2__"
 _COMPARE, _KEY = "__compare_as_python2__", "__key_of_comparison__"
 _ORDER, _SORT, _SORTED, _EXTREME, _METHODS = (
     *("__order_as_python2__", "__sort_as_python2__", "__sorted_as_python2__", "__extreme_as_python2__", "__methods_of_python2__"),
@@ -53,6 +50,8 @@ _ORDERING = {
     _METHODS: python2_order.with_methods,
 }
 _HELPERS = {
+    "__divide_as_python2__": python2_modules.divide,
+    "__divide_into_as_python2__": python2_modules.divide_into,
     "__recode_as_python2__": python2_modules.recode,
     "__print_as_python2__": python2_modules.print_text,
     "__round_as_python2__": python2_modules.round_half_away,
@@ -67,11 +66,16 @@ _HELPERS = {
     "__message_as_python2__": python2_modules.message_of,
     "__open_as_python2__": python2_files.open_file,
     "__octal_as_python2__": python2_modules.octal,
+    "__buffer_as_python2__": python2_modules.buffer_of,
+    "__coerce_as_python2__": python2_modules.coerce,
 }
-_RECODE, _PRINT, _ROUND, _MAP, _FILTER, _ZIP, _SLICES, _STR, _TRANSLATE, _FORMAT, _TO_BYTES, _MESSAGE, _OPEN, _OCTAL = _HELPERS
+_DIVIDE, _DIVIDE_INTO, _RECODE, _PRINT, _ROUND, _MAP, _FILTER, _ZIP, _SLICES, *_OTHERS = _HELPERS
+_STR, _TRANSLATE, _FORMAT, _TO_BYTES, _MESSAGE, _OPEN, _OCTAL, _BUFFER, _COERCE = _OTHERS
 _EXCEPTION = ("exc_type", "exc_value", "exc_traceback")
 # What 2to3 renames where it is called only.
-_RENAMED = {"cmp": _COMPARE, "raw_input": "input", "xrange": "range", "unichr": "chr"}
+_RENAMED = {"cmp": _COMPARE, "raw_input": "input", "xrange": "range", "unichr": "chr", "buffer": _BUFFER, "coerce": _COERCE}
+# An except clause that takes an exception apart and has its statements on the same line, which 2to3 does not convert.
+_EXCEPT_APART = re.compile(r"^([ \t]*except[ \t]+[^:#\n]+?),[ \t]*(\([\w, \t]+\))[ \t]*:(?=[ \t]*[^\s#])", re.MULTILINE)
 # Names of the module types that 2to3 takes for bytes.
 _STRING_TYPES = re.compile(r"\btypes\.StringTypes?\b")
 
@@ -142,6 +146,7 @@ def convert(source: str, name: str) -> ast.Module:
         CaffeToolsError: It cannot be converted; names file and line.
     """
     text = _STRING_TYPES.sub("str", source.expandtabs(8))
+    text = _EXCEPT_APART.sub(r"\1, __exception__: \2 = __exception__.args;", text)
     try:
         converted, lines = _refactor(text if text.endswith("\n") else f"{text}\n", name)
         tree = ast.parse(converted, name)
@@ -174,35 +179,14 @@ def install_importer() -> None:
     """Convert modules of the user's that are imported from now on; ``sys.meta_path`` gets a finder for them."""
     import builtins
 
-    helpers: dict[str, object] = {_DIVIDE: divide, _DIVIDE_INTO: divide_into, **_ORDERING, **_HELPERS}
-    for name, helper in helpers.items():
+    for name, helper in {**_ORDERING, **_HELPERS}.items():
         setattr(builtins, name, helper)
     python2_modules.install()
     sys.meta_path.insert(0, _Finder())
 
 
-def divide(a: float, b: float) -> Any:
-    """Divide as ``/`` of Python 2: integers, and arrays of integers, round down."""
-    if _is_integer(a) and _is_integer(b):
-        return a // b
-    return a / b
-
-
-def divide_into(a: float, b: float) -> Any:
-    """Return what ``a`` is after ``a /= b`` of Python 2; an array is changed in place."""
-    if _is_integer(a) and _is_integer(b):
-        a //= b
-    else:
-        a /= b
-    return a
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) or (isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer))
-
-
 class _Division(ast.NodeTransformer):
-    """Replaces ``a / b`` and ``a /= b`` by a call of :func:`divide`."""
+    """Replaces ``a / b`` and ``a /= b`` by a call of :func:`python2_modules.divide`."""
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
         self.generic_visit(node)
@@ -333,7 +317,7 @@ class _Strings(ast.NodeTransformer):
             if node.func.id == "print" and self._commas:
                 ends = [word for word in node.keywords if word.arg == "end"]
                 node.keywords = [word for word in node.keywords if word.arg != "end"]
-                node.keywords += [ast.keyword("comma", ast.Constant(True)) for _ in ends]
+                node.keywords.append(ast.keyword("comma", ast.Constant(bool(ends))))
             node.func.id = changed.get(node.func.id, node.func.id)
             return node
         if not isinstance(node.func, ast.Attribute):

@@ -146,6 +146,9 @@ def binary(stream: object) -> object:
     if isinstance(stream, io.TextIOWrapper):
         stream.flush()
         return stream.buffer
+    if not isinstance(stream, _Reader) and type(stream).__module__ == "caffetools.pycaffe.python2_modules":
+        base: Any = type(stream).__mro__[1]
+        return SimpleNamespace(**{name: partial(getattr(base, name), stream) for name in ("read", "readline", "write")})
     if isinstance(stream, _Reader):
         return SimpleNamespace(**{name: partial(getattr(io.BufferedReader, name), stream) for name in ("read", "readline", "readinto")})
     return stream

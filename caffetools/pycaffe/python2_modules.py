@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import builtins
 import codecs
-import collections
+import collections.abc
 import csv
 import errno
 import hashlib
@@ -17,6 +17,8 @@ import importlib
 import io
 import itertools
 import math
+import numbers
+import operator
 import os
 import string
 import subprocess
@@ -27,11 +29,16 @@ from decimal import ROUND_HALF_UP, Decimal
 from types import ModuleType
 from typing import IO, Any, SupportsRound, cast
 
+import numpy as np
+from typing_extensions import Buffer
+
 from caffetools.pycaffe import python2_files
 
 _PREFIX = "__python2__"
 # Files to which the last print statement ended with a comma, by id.
 _AFTER_COMMA: set[int] = set()
+# Behind these a print statement writes no space.
+_BREAKS = ("\n", "\t", "\r")
 # Codecs from bytes to bytes; strings of Python 3 have no methods for them.
 _BINARY = {"hex": "hex", "base64": "base64", "zlib": "zlib", "zip": "zlib", "bz2": "bz2", "uu": "uu", "quopri": "quopri"}
 
@@ -62,6 +69,26 @@ def name_of(module: str) -> str | None:
     return f"{_PREFIX}{module}" if module in _CHANGED or module in _REMOVED else None
 
 
+def divide(a: float, b: float) -> Any:
+    """Divide as ``/`` of Python 2: integers, and arrays of integers, round down."""
+    if _is_integer(a) and _is_integer(b):
+        return a // b
+    return a / b
+
+
+def divide_into(a: float, b: float) -> Any:
+    """Return what ``a`` is after ``a /= b`` of Python 2; an array is changed in place."""
+    if _is_integer(a) and _is_integer(b):
+        a //= b
+    else:
+        a /= b
+    return a
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) or (isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer))
+
+
 def recode(value: object, method: str, codec: str, *arguments: object) -> Any:
     """Return ``value.encode(codec)`` or ``value.decode(codec)`` of Python 2.
 
@@ -90,18 +117,27 @@ def recode(value: object, method: str, codec: str, *arguments: object) -> Any:
 
 
 def print_text(
-    *values: object, sep: str | None = " ", end: str | None = "\n", file: IO[str] | None = None, flush: bool = False, comma: bool = False
+    *values: object,
+    sep: str | None = " ",
+    end: str | None = "\n",
+    file: IO[str] | None = None,
+    flush: bool = False,
+    comma: bool | None = None,
 ) -> None:
-    """Print as Python 2: bytes are text there, and floats have 12 digits. ``comma``: the statement ends with one.
+    """Print as Python 2: bytes are text there, and floats have 12 digits. ``comma``: whether the statement ends with one; None: a call of the function.
 
-    Such a comma gives a space before what the next statement prints to the same file, but none behind a line's end.
+    Such a comma gives a space before what the next statement prints to the same file; a statement writes none behind a line's end.
     """
     stream = sys.stdout if file is None else file
-    text = (" " if sep is None else sep).join(str(_shown(value)) for value in values)
+    shown = [str(_shown(value)) for value in values]
+    if comma is None:
+        text = (" " if sep is None else sep).join(shown)
+    else:
+        text = "".join(part if part[-1:] in _BREAKS else f"{part} " for part in shown[:-1]) + "".join(shown[-1:])
     if id(stream) in _AFTER_COMMA and values:
         text = f" {text}"
     _AFTER_COMMA.discard(id(stream))
-    if comma and text and text[-1] not in "\n\t\r":
+    if comma and text and text[-1] not in _BREAKS:
         _AFTER_COMMA.add(id(stream))
     builtins.print(text, end="" if comma else end, file=stream, flush=flush)
 
@@ -152,6 +188,20 @@ def octal(number: int) -> str:
     """Return ``oct(number)``: ``010`` for 8."""
     digits = f"{abs(number):o}"
     return ("-" if number < 0 else "") + (digits if digits == "0" else f"0{digits}")
+
+
+def buffer_of(value: Buffer | str, offset: int = 0, size: int = -1) -> python2_files.Bytes:
+    """Return ``buffer(value, offset, size)``, as a copy: the bytes of text, an array or anything that has a buffer."""
+    data = bytes(memoryview(python2_files.to_binary(value)).cast("B"))[offset:]
+    return python2_files.Bytes(data if size < 0 else data[:size])
+
+
+def coerce(a: complex, b: complex) -> tuple[complex, complex]:
+    """Return ``coerce(a, b)``: both numbers as the wider of their types. Raises TypeError for other values."""
+    if not (isinstance(a, (int, float, complex)) and isinstance(b, (int, float, complex))):
+        raise TypeError("number coercion failed")
+    zero = type(a)(0) + type(b)(0)
+    return a + zero, b + zero
 
 
 def message_of(value: object) -> Any:
@@ -259,6 +309,34 @@ def _hashes_of_text(real: ModuleType) -> dict[str, Any]:
     }
 
 
+def _compressed(real: ModuleType) -> dict[str, Any]:
+    """Return the files of ``gzip`` or ``bz2``, the module ``real``: they take text, and give text where it can be."""
+    name = "GzipFile" if hasattr(real, "GzipFile") else "BZ2File"
+
+    class File(getattr(real, name)):  # type: ignore[misc]
+        def write(self, data: str | bytes) -> int:
+            return int(super().write(python2_files.to_binary(data)))
+
+        def read(self, size: int = -1) -> Any:
+            return python2_files.Bytes(super().read(size))
+
+        def readline(self, size: int = -1) -> Any:
+            return python2_files.as_text(super().readline(size))
+
+        def readlines(self, size: int = -1) -> list[Any]:
+            return list(self)
+
+        def __next__(self) -> Any:
+            if line := self.readline():
+                return line
+            raise StopIteration
+
+    def open_file(filename: str | os.PathLike[str] | IO[bytes], mode: str = "rb", compresslevel: int = 9) -> Any:
+        return File(filename, mode.replace("t", ""), compresslevel=compresslevel)
+
+    return {name: File, "open": open_file}
+
+
 class _TextOver:
     """The writing side of a binary file, for text."""
 
@@ -304,9 +382,19 @@ _ITERTOOLS: dict[str, Any] = {
     "ifilterfalse": itertools.filterfalse,
     "izip_longest": itertools.zip_longest,
 }
+_OPERATOR: dict[str, Any] = {
+    **{"div": divide, "__div__": divide, "idiv": divide_into, "__idiv__": divide_into},
+    "isCallable": callable,
+    "sequenceIncludes": operator.contains,
+    "isSequenceType": lambda value: hasattr(value, "__getitem__") and not isinstance(value, dict),
+    "isMappingType": lambda value: isinstance(value, collections.abc.Mapping),
+    "isNumberType": lambda value: isinstance(value, numbers.Number),
+    "repeat": operator.mul,
+}
 _CHANGED: dict[str, Callable[[ModuleType], dict[str, Any]]] = {
     **{"pickle": _through_text_files, "csv": lambda _: _CSV, "string": lambda _: _STRING},
     **{"subprocess": _texts_of_commands, "hashlib": _hashes_of_text, "itertools": lambda _: _ITERTOOLS},
+    **{"operator": lambda _: _OPERATOR, "gzip": _compressed, "bz2": _compressed},
     "math": lambda real: {name: (lambda x, _name=name: _Whole(getattr(real, _name)(x))) for name in ("floor", "ceil")},
 }
 # Modules that are gone, and the one that each is made of.

@@ -365,6 +365,14 @@ PYTHON_2_PRINTS = [
     ),
     ("print 'abc'.translate(None, 'b'), unicode('a', 'utf-8'), file(__file__).readline()[:5]\n", ["ac a print"]),
     ("import sys\ntry:\n    1 / 0\nexcept:\n    print sys.exc_type.__name__\n", ["ZeroDivisionError"]),
+    ("try: raise IOError(2, 'x')\nexcept IOError, (a, b): print a, b\n", ["2 x"]),
+    (
+        "import operator\nfrom operator import div\nprint operator.div(7, 2), div(7., 2), reduce(div, [100, 3, 2]), operator.isCallable(len)\n",
+        ["3 3.5 16 True"],
+    ),
+    ("b = buffer('abcdef', 2, 3)\nprint str(b), len(b), coerce(1, 2.5), coerce(1, 2)\n", ["cde 3 (1.0, 2.5) (1, 2)"]),
+    ("print 'a\\n', 'b', 'c\\t', 'd'\nprint ('a', 'b')\n", ["a", "b c\td", "('a', 'b')"]),
+    ("from __future__ import print_function\nprint('a\\n', 'b')\n", ["a", " b"]),
 ]
 
 
@@ -411,3 +419,22 @@ def test_what_a_script_for_python_2_reads_from_binary_files_is_text_and_bytes(
         "True",
         "[0 1 2] True",
     ]
+
+
+COMPRESSED_FILES = r"""
+import bz2, cPickle, gzip
+f = gzip.open('t.gz', 'w'); f.write('a\nb\n'); f.close()
+print gzip.open('t.gz').read().split('\n'), gzip.open('t.gz').readlines(), [line.strip() for line in gzip.GzipFile('t.gz')]
+f = gzip.open('p.gz', 'wb'); cPickle.dump({'a': [1, 2]}, f, -1); f.close()
+print cPickle.load(gzip.open('p.gz', 'rb'))
+f = bz2.BZ2File('t.bz2', 'w'); f.write('c\n'); f.close()
+print bz2.BZ2File('t.bz2').readline().strip(), bz2.BZ2File('t.bz2').read() == 'c\n'
+"""
+
+
+def test_compressed_files_of_a_script_for_python_2_take_and_give_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_script(write(tmp_path, "script.py", COMPRESSED_FILES), convert_python2=True)
+    assert capsys.readouterr().out.splitlines() == ["['a', 'b', ''] ['a\\n', 'b\\n'] ['a', 'b']", "{'a': [1, 2]}", "c True"]
