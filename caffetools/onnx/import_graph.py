@@ -19,7 +19,17 @@ from caffetools.engines.input_shapes import fill_free_axes
 from caffetools.engines.onnxruntime import Session, open_session
 from caffetools.errors import ExportError, ModelFileError
 from caffetools.layers.base import Shape, format_shape
-from caffetools.onnx.import_inline import RANDOM, has_branches, inline_branches, inline_functions, is_own, read_values, steps_first
+from caffetools.onnx.import_inline import (
+    RANDOM,
+    has_branches,
+    in_float32,
+    in_order,
+    inline_branches,
+    inline_functions,
+    is_own,
+    read_values,
+    steps_first,
+)
 from caffetools.onnx.model import tensor_array
 
 Array = NDArray[Any]
@@ -128,7 +138,7 @@ def prepare(model: onnx.ModelProto, input_shapes: Mapping[str, Shape] | None = N
         ImportFailed: A size is free and not given, or an input is not float32.
         ModelFileError: onnxruntime cannot load the model.
     """
-    model, opset = _runnable(steps_first(inline_functions(model)))
+    model, opset = _runnable(steps_first(in_order(in_float32(inline_functions(model)))))
     fixed = _fixed_inputs(model, dict(input_shapes or {}))
     random = np.random.RandomState(seed)
     # The second is wider, so that what holds only for small values is found too.

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, inliner
+from onnx import helper, inliner, numpy_helper
+
+from caffetools.onnx.model import tensor_array
 
 # Operators that give other numbers in each run, so that their values are not constant even where no input is.
 RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"})
+
+_OTHER_FLOATS = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 
 
 def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -19,6 +24,64 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     inlined: onnx.ModelProto = inliner.inline_local_functions(model)
     return inlined
+
+
+def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with float32 in place of other float types, since that is what a Caffe net computes with."""
+    graph = model.graph
+    typed = any(tensor.data_type in _OTHER_FLOATS for tensor in graph.initializer)
+    if not typed and not any(value.type.tensor_type.elem_type in _OTHER_FLOATS for value in (*graph.input, *graph.output)):
+        return model
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    _widen(result.graph)
+    return result
+
+
+def _widen(graph: onnx.GraphProto) -> None:
+    for tensor in graph.initializer:
+        _widen_tensor(tensor)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type in _OTHER_FLOATS:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    for node in graph.node:
+        for item in node.attribute:
+            if item.name == ("to" if node.op_type == "Cast" else "dtype") and item.i in _OTHER_FLOATS:
+                item.i = onnx.TensorProto.FLOAT
+            if item.type == onnx.AttributeProto.TENSOR:
+                _widen_tensor(item.t)
+        for body in _bodies(node):
+            _widen(body)
+
+
+def _widen_tensor(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type in _OTHER_FLOATS:
+        tensor.CopyFrom(numpy_helper.from_array(tensor_array(tensor).astype(np.float32), tensor.name))
+
+
+def in_order(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with every node behind those whose values it reads, which onnxruntime does not ask for."""
+    made = {name for node in model.graph.node for name in node.output if name}
+    waiting, known, ordered = list(model.graph.node), set[str](), list[onnx.NodeProto]()
+    while waiting:
+        rest = []
+        for node in waiting:
+            if read_values(node) & made <= known:
+                ordered.append(node)
+                known.update(node.output)
+            else:
+                rest.append(node)
+        if len(rest) == len(waiting):
+            # Nodes in a circle; onnxruntime says which.
+            return model
+        waiting = rest
+    if all(one is other for one, other in zip(ordered, model.graph.node, strict=True)):
+        return model
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.node[:]
+    result.graph.node.extend(ordered)
+    return result
 
 
 def steps_first(model: onnx.ModelProto) -> onnx.ModelProto:

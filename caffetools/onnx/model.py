@@ -10,8 +10,10 @@ from typing import IO, Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from caffetools.errors import ModelFileError
 from caffetools.proto.sniff import Kind, wrong_kind
@@ -171,12 +173,24 @@ def load_model(source: PathLike | bytes) -> onnx.ModelProto:
         # onnx passes on all errors that protobuf, the system and its own checks of external data raise.
         if not isinstance(source, bytes) and (other := wrong_kind(ModelFileError, source, "an ONNX model", allowed=(Kind.ONNX,))):
             raise other from None
+        if not isinstance(source, bytes) and (missing := _missing_data(Path(source))):
+            raise ModelFileError(f"its weights are in '{missing}', which is missing", path=name, hint="copy both files together") from None
         raise ModelFileError(f"not an ONNX model: {' '.join(str(error).split())[:200]}", path=name) from None
     if not model.graph.node and not model.graph.output:
         if not isinstance(source, bytes) and (other := wrong_kind(ModelFileError, source, "an ONNX model", allowed=(Kind.ONNX,))):
             raise other
         raise ModelFileError("not an ONNX model: it has no graph", path=name)
     return model
+
+
+def _missing_data(path: Path) -> str:
+    """Return the name of a file that a model keeps weights in and that is missing; ``""`` where there is none."""
+    try:
+        tensors = onnx.load(path, load_external_data=False).graph.initializer
+    except (DecodeError, OSError):
+        return ""
+    kept = {ExternalDataInfo(tensor).location for tensor in tensors if uses_external_data(tensor)}
+    return next((name for name in sorted(kept) if name and not path.with_name(name).is_file()), "")
 
 
 def from_proto(proto: onnx.ModelProto) -> OnnxModel:

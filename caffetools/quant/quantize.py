@@ -243,6 +243,9 @@ class _Work:
         self.expected = self._classes(self.float_session)
         if how.min_agreement is not None and not self.expected:
             raise ExportError("the net's outputs have no classes, so there is no agreement to reach", hint="leave out --min-agreement")
+        if any(len(classes) > 1 and (classes == classes[0]).all() for classes in self.expected.values()):
+            message = "in float all pictures have the same best class, so the agreement says little; take pictures of several classes, and trained weights"
+            self.events(Warned(task="compare", message=message))
         order = sorted((name for name in self.inputs if name not in how.keep), key=lambda name: noise.get(name, 0.0))
         made, agreement, kept = self._search(order)
         return self._write(made, agreement, kept, noise)

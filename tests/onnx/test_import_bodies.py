@@ -129,3 +129,25 @@ def test_an_operator_of_another_domain_is_not_onnxs_own_of_that_name() -> None:
 def test_the_domain_of_onnxs_own_operators_may_be_written_out() -> None:
     proto = model([helper.make_node("Relu", ["x"], ["y"], domain="ai.onnx")])
     assert [layer.type for layer in import_model(proto).model.net.layer] == ["Input", "ReLU"]
+
+
+def convolution(kind: type[np.floating[Any]]) -> onnx.ModelProto:
+    """A convolution of an input that has another float type, with its nodes in the wrong order, as converters to fp16 write them."""
+    weights = np.random.RandomState(0).randn(4, 3, 3, 3).astype(kind)
+    number = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    nodes = [
+        helper.make_node("Conv", ["c", "w"], ["y"], name="n"),
+        helper.make_node("Cast", ["x"], ["c"], to=number),
+    ]
+    proto = model(nodes, w=weights)
+    for item in (*proto.graph.input, *proto.graph.output):
+        item.type.tensor_type.elem_type = number
+    return proto
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64])
+def test_other_floats_become_float32_and_nodes_come_into_order(kind: type[np.floating[Any]]) -> None:
+    imported = import_model(convolution(kind))
+    assert imported.largest_difference < 1e-6
+    assert [layer.type for layer in imported.model.net.layer] == ["Input", "Convolution"]
+    np.testing.assert_array_equal(imported.model.blobs["n"][0], np.random.RandomState(0).randn(4, 3, 3, 3).astype(kind).astype(np.float32))

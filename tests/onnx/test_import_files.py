@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch.nn import functional
 
-from caffetools.errors import WriteFailed
+from caffetools.errors import ModelFileError, WriteFailed
 from caffetools.infer.import_model import torch_to_onnx
 from caffetools.infer.sidecar import read_preprocessing, write_preprocessing
 from caffetools.onnx.importer import ImportedNet, import_model
@@ -85,3 +86,12 @@ def test_padding_by_less_than_nothing_comes_together_with_padding(amounts: tuple
     net = imported(lambda x: functional.pad(x, amounts, value=value))
     assert net.largest_difference < 1e-6
     assert {layer.type for layer in net.model.net.layer} <= {"Input", "Slice", "Silence", "Convolution", "Power"}
+
+
+def test_a_missing_file_of_weights_is_named(tmp_path: Path) -> None:
+    proto = onnx.load_from_string(torch_to_onnx(torch.nn.Conv2d(3, 4, 3), {"data": SHAPE}))
+    onnx.save(proto, tmp_path / "m.onnx", save_as_external_data=True, location="m.weights", size_threshold=0)
+    assert import_model(tmp_path / "m.onnx").largest_difference < 1e-6
+    (tmp_path / "m.weights").unlink()
+    with pytest.raises(ModelFileError, match=r"its weights are in 'm.weights', which is missing; copy both files together"):
+        import_model(tmp_path / "m.onnx")

@@ -214,6 +214,18 @@ layer { name: "relu1\""""
     assert lines(tmp_path / "m.ncnn.table")["conv1_param_0"] == pytest.approx(127 / (0.75 * weights), rel=1e-4)
 
 
+def test_an_agreement_of_pictures_of_one_class_says_little(digits: Digits, tmp_path: Path) -> None:
+    """As of a net with random weights, whose pictures change their class all at once or not at all."""
+    net = float_net(digits)
+    with torch.no_grad():
+        net.layer("ip").blobs[1][3] = 1e3
+    save_weights(net, tmp_path / "one.caffemodel")
+    seen: list[Event] = []
+    ct.quantize(digits.deploy, tmp_path / "one.caffemodel", tmp_path / "one.onnx", digits.pictures, events=seen.append)
+    notes = [event.message for event in seen if isinstance(event, Warned)]
+    assert any(note.startswith("in float all pictures have the same best class, so the agreement says little") for note in notes)
+
+
 def test_fp16_agrees_and_is_half_as_large(digits: Digits, tmp_path: Path) -> None:
     made = ct.quantize(digits.deploy, digits.weights, tmp_path / "m.onnx", digits.pictures, precision="fp16")
     assert made.agreement == 1.0 and not made.tables

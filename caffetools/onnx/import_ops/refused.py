@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from caffetools.onnx.import_inline import RANDOM
 
-_BY_REASON = {
+_INTEGERS = "Caffe has no layer that computes with integers"
+_BY_REASON: dict[str, tuple[str, ...]] = {
     "Caffe has no layer that repeats others or chooses between them, so only an If of a constant condition can be converted": (
         "If",
         "Loop",
@@ -19,7 +20,7 @@ _BY_REASON = {
     ),
     "Caffe has no layer that finds values which are no numbers": ("IsInf", "IsNaN"),
     "Caffe has no layer that rounds values": ("Ceil", "Floor", "Mod", "Round"),
-    "Caffe has no layer that computes with integers": (
+    _INTEGERS: (
         "ConvInteger",
         "DequantizeLinear",
         "DynamicQuantizeLinear",
@@ -41,8 +42,7 @@ _BY_REASON = {
     "a Caffe net has no sequences of blobs": ("ConcatFromSequence", "SequenceAt", "SequenceConstruct", "SplitToSequence"),
 }
 _HINTS = {
-    "QuantizeLinear": "import the model as it was before it was quantized",
-    "DequantizeLinear": "import the model as it was before it was quantized",
+    **dict.fromkeys(_BY_REASON[_INTEGERS], "import the model as it was before it was quantized"),
     "NonMaxSuppression": "export the model without the steps behind its scores and boxes",
 }
 _REASONS = {op: reason for reason, ops in _BY_REASON.items() for op in ops}
