@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
+import numpy as np
+import onnx
 import torch
 
 from caffetools.engines.base import EngineError
@@ -52,10 +54,22 @@ def to_torch(net: Net, *, fixed_batch: bool = False) -> torch.nn.Module:
     model, _ = build(net, dynamic_axes=() if fixed_batch else ("batch",))
     # onnx2torch has no average pooling whose padding differs at both ends, as Caffe's rounding up often has.
     symmetrize_pools(model)
+    proto = model.to_proto()
+    _name_lower_bounds(proto)
     try:
-        return cast("torch.nn.Module", convert(model.to_proto())).eval()
+        return cast("torch.nn.Module", convert(proto)).eval()
     except NotImplementedError as error:
         raise ExportError(f"onnx2torch does not convert this net: {' '.join(str(error).split())[:200]}") from None
+
+
+def _name_lower_bounds(proto: onnx.ModelProto) -> None:
+    """Give a Clip without a lower bound one of -infinity: onnx2torch reads the name of the input that is left out."""
+    name = "caffetools/no_lower_bound"
+    clips = [node for node in proto.graph.node if node.op_type == "Clip" and len(node.input) > 2 and not node.input[1]]
+    for node in clips:
+        node.input[1] = name
+    if clips:
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(-np.inf), name))
 
 
 def export_torch(deploy: PathLike, weights: PathLike, path: PathLike, kind: TorchFormat, how: ExportOptions | None = None) -> float:

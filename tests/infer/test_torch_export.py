@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import caffetools as ct
+from caffetools.infer.import_model import torch_to_onnx
 from caffetools.net.net import Net
 from caffetools.net.weights import save_weights
+from caffetools.onnx.importer import import_model
 from tests.infer.colours import write_net
 
 
@@ -59,6 +61,20 @@ def test_average_pooling_that_rounds_up_becomes_torchs(tmp_path: Path) -> None:
     x = torch.from_numpy(np.random.RandomState(0).rand(3, 2, 8, 9).astype(np.float32))
     with torch.no_grad():
         torch.testing.assert_close(to_torch(net)(x), net({"data": x})["b"], rtol=1e-5, atol=1e-6)
+
+
+def test_values_held_from_above_become_torchs(tmp_path: Path) -> None:
+    """As ReLU6 and HardSwish come out of an import."""
+    pytest.importorskip("onnx2torch", reason="the extra onnx2torch is not installed")
+    from caffetools.infer.torch_export import export_torch
+
+    class Held(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.hardswish(x) + torch.clamp(x, max=0.5)
+
+    deploy, weights = import_model(torch_to_onnx(Held(), {"data": (1, 3, 4, 5)})).write(tmp_path)
+    for kind in ("torch", "torchscript", "exported-program"):
+        assert export_torch(deploy, weights, tmp_path / kind, kind) < 1e-5
 
 
 def test_a_step_of_plain_torch_becomes_a_caffemodel(tmp_path: Path) -> None:
