@@ -193,7 +193,8 @@ class Net:
         """
         names = _names(blobs)
         first, last = self._index(start, 0), self._index(end, len(self.layers) - 1)
-        wanted = self.outputs if end is None else self._net.layers[last].tops
+        # By name, as Caffe: of several layers of one name, the tops of the last.
+        wanted = self.outputs if end is None else self.top_names[self._net.layers[last].name]
         self._check_blobs(names)
         with self._lock:
             if inputs:
@@ -223,7 +224,7 @@ class Net:
         """
         names = _names(diffs)
         first, last = self._index(start, len(self.layers) - 1), self._index(end, 0)
-        wanted = self.inputs if end is None else self._net.layers[last].bottoms
+        wanted = self.inputs if end is None else self.bottom_names[self._net.layers[last].name]
         self._check_blobs(names)
         with self._lock:
             if tops:

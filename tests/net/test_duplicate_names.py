@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import caffetools.pycaffe as caffe
 from caffetools.engines.torch import TorchEngine
 from caffetools.errors import NetError
 from caffetools.events import Event, Warned
@@ -179,3 +180,11 @@ def test_drawings_show_each_layer_of_one_name(tmp_path: Path) -> None:
     assert find_weights(tmp_path / "net.caffemodel", "fc").weights.shape == (4, 3)
     rows = [row for box in net_graph(parse(INPUT + text, NetParameter)).boxes for row in box.rows]
     assert [row.type for row in rows] == ["Input", "InnerProduct", "ReLU", "InnerProduct"]
+
+
+def test_pycaffe_names_the_blobs_of_the_last_layer_of_a_name(tmp_path: Path) -> None:
+    # As pycaffe, whose dictionaries of tops and bottoms have one entry a name, and which runs to the first layer of the name.
+    (tmp_path / "net.prototxt").write_text("force_backward: true\n" + INPUT + fc("ip", "x", "a", 1.0) + fc("ip", "a", "b", 2.0, 4))
+    net = caffe.Net(str(tmp_path / "net.prototxt"), caffe.TEST)
+    assert list(net.forward(end="ip")) == ["b"]
+    assert list(net.backward(end="ip")) == ["a"] and list(net.backward(start="ip")) == ["x"]
