@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
@@ -24,6 +25,7 @@ from caffetools.util.files import atomic_files, check_not_read
 from caffetools.util.process_settings import warnings_ignored
 
 if TYPE_CHECKING:
+    from torch.fx import GraphModule
     from torch.jit import ScriptModule
 
 PathLike = str | os.PathLike[str]
@@ -57,7 +59,9 @@ def to_torch(net: Net, *, fixed_batch: bool = False) -> torch.nn.Module:
     proto = model.to_proto()
     _name_lower_bounds(proto)
     try:
-        return cast("torch.nn.Module", convert(proto)).eval()
+        module = convert(proto)
+        _fix_shapes(module)
+        return cast("torch.nn.Module", module).eval()
     except NotImplementedError as error:
         raise ExportError(f"onnx2torch does not convert this net: {' '.join(str(error).split())[:200]}") from None
 
@@ -70,6 +74,24 @@ def _name_lower_bounds(proto: onnx.ModelProto) -> None:
         node.input[1] = name
     if clips:
         proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(-np.inf), name))
+
+
+def _fix_shapes(module: GraphModule) -> None:
+    """Write constant shapes of Reshapes as numbers: onnx2torch keeps them in tensors, whose values torch.export does not know."""
+    for node in list(module.graph.nodes):
+        called = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if type(called).__name__ != "OnnxReshape" or node.args[1].op != "get_attr":
+            continue
+        shape = cast("torch.Tensor", attrgetter(str(node.args[1].target))(module)).tolist()
+        with module.graph.inserting_before(node):
+            fixed = module.graph.call_function(_reshaped, (node.args[0], shape))
+        node.replace_all_uses_with(fixed)
+        module.graph.erase_node(node)
+    module.recompile()
+
+
+def _reshaped(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    return x.reshape([x.shape[axis] if size == 0 else size for axis, size in enumerate(shape)])
 
 
 def export_torch(deploy: PathLike, weights: PathLike, path: PathLike, kind: TorchFormat, how: ExportOptions | None = None) -> float:

@@ -70,7 +70,8 @@ def test_values_held_from_above_become_torchs(tmp_path: Path) -> None:
 
     class Held(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.nn.functional.hardswish(x) + torch.clamp(x, max=0.5)
+            # A factor for each map is a Scale with a second bottom, whose shape is a constant.
+            return torch.nn.functional.hardswish(x) + torch.clamp(x, max=0.5) * x.mean((2, 3), keepdim=True)
 
     deploy, weights = import_model(torch_to_onnx(Held(), {"data": (1, 3, 4, 5)})).write(tmp_path)
     for kind in ("torch", "torchscript", "exported-program"):
