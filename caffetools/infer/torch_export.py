@@ -10,14 +10,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
-import numpy as np
-import onnx
 import torch
 
 from caffetools.engines.base import EngineError
 from caffetools.errors import ExportError, ExportMismatch
 from caffetools.infer.export import ExportOptions, build_deployed
 from caffetools.net.net import Net
+from caffetools.onnx.clip import name_lower_bounds
 from caffetools.onnx.export import build
 from caffetools.onnx.pools import symmetrize_pools
 from caffetools.onnx.verify import random_inputs
@@ -57,23 +56,13 @@ def to_torch(net: Net, *, fixed_batch: bool = False) -> torch.nn.Module:
     # onnx2torch has no average pooling whose padding differs at both ends, as Caffe's rounding up often has.
     symmetrize_pools(model)
     proto = model.to_proto()
-    _name_lower_bounds(proto)
+    name_lower_bounds(proto)
     try:
         module = convert(proto)
         _fix_shapes(module)
         return cast("torch.nn.Module", module).eval()
     except NotImplementedError as error:
         raise ExportError(f"onnx2torch does not convert this net: {' '.join(str(error).split())[:200]}") from None
-
-
-def _name_lower_bounds(proto: onnx.ModelProto) -> None:
-    """Give a Clip without a lower bound one of -infinity: onnx2torch reads the name of the input that is left out."""
-    name = "caffetools/no_lower_bound"
-    clips = [node for node in proto.graph.node if node.op_type == "Clip" and len(node.input) > 2 and not node.input[1]]
-    for node in clips:
-        node.input[1] = name
-    if clips:
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(-np.inf), name))
 
 
 def _fix_shapes(module: GraphModule) -> None:

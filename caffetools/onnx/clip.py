@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import helper, numpy_helper
 
 Array = NDArray[Any]
 
@@ -41,6 +41,16 @@ def merge_clips(graph: onnx.GraphProto, weights: MutableMapping[str, Array], out
         parts |= _values_between(makers, other, _source(makers, value))
         node.CopyFrom(helper.make_node("Clip", [value, "", name] if is_upper else [value, name], list(node.output), name=node.name))
     return _remove_unused(graph, weights, parts - set(outputs))
+
+
+def name_lower_bounds(proto: onnx.ModelProto) -> None:
+    """Give each Clip without a lower bound one of -infinity, in place: onnx2torch reads the name of the input that is left out."""
+    name = "caffetools/no_lower_bound"
+    clips = [node for node in proto.graph.node if node.op_type == "Clip" and len(node.input) > 2 and not node.input[1]]
+    for node in clips:
+        node.input[1] = name
+    if clips:
+        proto.graph.initializer.append(numpy_helper.from_array(np.asarray(-np.inf, np.float32), name))
 
 
 def _find_bound(

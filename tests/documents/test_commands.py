@@ -26,6 +26,7 @@ NOT_RUN = {
     r"--engine caffe|--engines \S*(caffe|opencv)": "needs an environment with a real Caffe or OpenCV 4",
     r"-gpu": "needs a GPU",
     r"--outputs conv5,rpn_cls|--from conv5,rois": "needs a Faster R-CNN; tests/onnx exports one in stages",
+    r"faster_rcnn_end2end/": "needs a Faster R-CNN; tests/surgery retargets one",
     r"s3://": "needs s3fs and a store; tests/data runs URLs of a memory file system",
     r"--cluster auto": "needs a cluster that runs; tests/data and tests/infer start one",
 }
