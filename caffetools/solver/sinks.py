@@ -17,6 +17,8 @@ from caffetools.events import Event, EventSink, Finished, Metrics, Started, Stat
 
 _logger = logging.getLogger(__name__)
 
+# Receives what a run is called by: its net, the type of its solver, the number of iterations, the command line.
+_Start = Callable[[dict[str, str | int]], object]
 # Receives tag → value, and the iteration.
 _Log = Callable[[dict[str, float], int], None]
 _MLFLOW_STATUS: dict[Status, str] = {"done": "FINISHED", "stopped": "KILLED", "cancelled": "KILLED", "failed": "FAILED"}
@@ -34,6 +36,12 @@ def scalars(event: Event) -> tuple[dict[str, float], int]:
         place = f"test{event.net}" if event.net else "test"
         return {f"{place}/{name}": float(value) for name, value in event.outputs.items()}, event.iteration
     return {}, 0
+
+
+def settings(event: Started) -> dict[str, str | int]:
+    """Return what a run is called by: net, type of the solver, ``max_iter``, and the command line that starts it, as far as known."""
+    known = {name: event.details[name] for name in ("net", "solver", "max_iter") if event.details.get(name)}
+    return {**known, "command": event.command} if event.command else known
 
 
 def tensorboard_sink(folder: str | os.PathLike[str]) -> EventSink:
@@ -63,7 +71,7 @@ def tensorboard_sink(folder: str | os.PathLike[str]) -> EventSink:
 
 
 def mlflow_sink(experiment: str) -> EventSink:
-    """Return a sink that logs metrics to an MLflow experiment.
+    """Return a sink that logs metrics to an MLflow experiment, and the run's :func:`settings` as its parameters.
 
     The environment variable MLFLOW_TRACKING_URI names the server or database; by default it is MLflow's own, mlflow.db in the current
     folder. The experiment is opened at once, its run when the training starts: one that ends before leaves no run that never ends.
@@ -91,9 +99,11 @@ def mlflow_sink(experiment: str) -> EventSink:
         raise CaffeToolsError(f"MLflow: the experiment '{experiment}' was deleted", hint="restore it, or give another name")
     run = ""
 
-    def start() -> None:
+    def start(values: dict[str, str | int]) -> None:
         nonlocal run
         run = client.create_run(number).info.run_id
+        for name, value in values.items():
+            client.log_param(run, name, value)
 
     def log(values: dict[str, float], iteration: int) -> None:
         for tag, value in values.items():
@@ -103,7 +113,7 @@ def mlflow_sink(experiment: str) -> EventSink:
 
 
 def wandb_sink(project: str) -> EventSink:
-    """Return a sink that logs metrics to a project of Weights & Biases; WANDB_MODE=offline keeps them on this machine.
+    """Return a sink that logs metrics and the run's :func:`settings` to a project of Weights & Biases; WANDB_MODE=offline keeps them on this machine.
 
     The run is opened when the training starts: one that ends before leaves none. If that fails, the sink raises CaffeToolsError then.
 
@@ -116,10 +126,10 @@ def wandb_sink(project: str) -> EventSink:
         raise CaffeToolsError("Weights & Biases needs the package wandb: pip install 'caffetools[wandb]'") from None
     run: Any = None
 
-    def start() -> None:
+    def start(values: dict[str, str | int]) -> None:
         nonlocal run
         try:
-            run = wandb.init(project=project)
+            run = wandb.init(project=project, config=values)
         except wandb.Error as error:
             raise CaffeToolsError(f"Weights & Biases: {error}") from None
         # The x axis of the charts.
@@ -148,7 +158,7 @@ def tracker_sinks(tensorboard: str | os.PathLike[str] | None = None, mlflow: str
     return sinks + ([wandb_sink(wandb)] if wandb else [])
 
 
-def _sink(name: str, log: _Log, close: Callable[[Status], object], start: Callable[[], object] = lambda: None) -> EventSink:
+def _sink(name: str, log: _Log, close: Callable[[Status], object], start: _Start = lambda _: None) -> EventSink:
     works = True
 
     def sink(event: Event) -> None:
@@ -158,7 +168,7 @@ def _sink(name: str, log: _Log, close: Callable[[Status], object], start: Callab
         values, iteration = scalars(event)
         try:
             if isinstance(event, Started):
-                start()
+                start(settings(event))
             if values:
                 log(values, iteration)
             if isinstance(event, Finished):

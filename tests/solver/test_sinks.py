@@ -17,7 +17,7 @@ from caffetools.solver.run import train
 from tests.solver.together import project
 
 EVENTS = [
-    Started(task="train"),
+    Started(task="train", command="caffetools train s.prototxt", details={"net": "n", "solver": "SGD", "max_iter": 20, "run": "x"}),
     Metrics(task="train", iteration=10, loss=2.5, lr=0.01, outputs={"loss": 2.25}),
     Tested(task="train", iteration=10, net=0, outputs={"accuracy": 0.5}),
     Tested(task="train", iteration=10, net=1, outputs={"accuracy": 0.25}),
@@ -63,6 +63,7 @@ def test_mlflow_keeps_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
     assert sorted(run.info.status for run in runs) == ["FAILED", "FINISHED", "KILLED"]
     for run in runs:
+        assert run.data.params == {"net": "n", "solver": "SGD", "max_iter": "20", "command": "caffetools train s.prototxt"}
         history = client.get_metric_history(run.info.run_id, "train/loss")
         assert [(point.step, point.value) for point in history] == [(10, 2.25), (20, 1.0)]
 
@@ -113,6 +114,8 @@ def test_weights_and_biases_reads_what_was_written(tmp_path: Path, monkeypatch: 
     assert [row["train/loss"] for row in rows if "train/loss" in row] == [2.25, 1.0]
     assert [row["iteration"] for row in rows] == [10, 10, 10, 20]
     assert [row["test1/accuracy"] for row in rows if "test1/accuracy" in row] == [0.25]
+    config = {item.key: json.loads(item.value_json) for r in records if r.HasField("run") for item in r.run.config.update}
+    assert (config["net"], config["solver"], config["max_iter"]) == ("n", "SGD", 20)
     assert [r.exit.exit_code for r in records if r.HasField("exit")] == [0]
 
 
@@ -149,7 +152,7 @@ def test_a_tracker_that_fails_does_not_end_the_training(caplog: pytest.LogCaptur
 def test_a_tracker_that_refuses_at_the_start_ends_the_training_before_it_begins() -> None:
     closed: list[Status] = []
 
-    def start() -> None:
+    def start(values: dict[str, str | int]) -> None:
         raise CaffeToolsError("Weights & Biases: api_key not configured")
 
     sink = sinks._sink("Weights & Biases", lambda values, iteration: None, closed.append, start)
