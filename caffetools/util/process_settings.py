@@ -94,9 +94,15 @@ def working_folder_importable() -> Iterator[None]:
         yield
 
 
+# Package → its own folders, which its import put on sys.path.
+_OWN_FOLDERS: dict[str, list[str]] = {}
+
+
 @contextmanager
 def import_path_kept(package: str) -> Iterator[None]:
     """Remove from ``sys.path`` what the import of ``package`` during the block adds to it: its own folders, in which others find its modules.
+
+    Later blocks have these folders again: modules of the package that are imported then look there, and what adds them runs only once.
 
     Args:
         package: Name of an installed package.
@@ -104,9 +110,11 @@ def import_path_kept(package: str) -> Iterator[None]:
 
     def change() -> Callable[[], object]:
         before = list(sys.path)
+        sys.path += [entry for entry in _OWN_FOLDERS.get(package, []) if entry not in before]
 
         def restore() -> None:
-            sys.path[:] = [entry for entry in sys.path if entry in before or package not in Path(entry).parts]
+            _OWN_FOLDERS[package] = [entry for entry in sys.path if entry not in before and package in Path(entry).parts]
+            sys.path[:] = [entry for entry in sys.path if entry not in _OWN_FOLDERS[package]]
 
         return restore
 

@@ -83,6 +83,8 @@ def test_a_package_leaves_no_folder_of_its_own_on_the_import_path(tmp_path: Path
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "greedy" / "inner").mkdir(parents=True)
     (tmp_path / "greedy" / "__init__.py").write_text("import os, sys\nsys.path.append(os.path.join(os.path.dirname(__file__), 'inner'))\n")
+    (tmp_path / "greedy" / "inner" / "greedy_part.py").write_text("")
+    (tmp_path / "greedy" / "later.py").write_text("import greedy_part\n")
     before = list(sys.path)
     with import_path_kept("greedy"):
         importlib.import_module("greedy")
@@ -90,4 +92,9 @@ def test_a_package_leaves_no_folder_of_its_own_on_the_import_path(tmp_path: Path
         sys.path.append(str(tmp_path / "other"))
     assert sys.path == [*before, str(tmp_path / "other")]
     sys.path.remove(str(tmp_path / "other"))
-    del sys.modules["greedy"]
+    with import_path_kept("greedy"):
+        # As onnxruntime's quantization after its conversion to fp16: the package is there, and does not add its folder again.
+        importlib.import_module("greedy.later")
+    assert sys.path == before
+    for name in ("greedy", "greedy.later", "greedy_part"):
+        del sys.modules[name]
