@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from caffetools.graph.classifiers import MOVES_SCORES, Head, collect_counters, compares_classes, detects, is_linear
+from caffetools.graph.classifiers import Head, collect_counters, compares_classes, detects, is_linear, score_readers
 from caffetools.graph.graph import Graph
 from caffetools.layers.registry import is_known, traits
 
@@ -66,26 +66,16 @@ def _siblings(graph: Graph, head: Head) -> list[str]:
 
 def _scores(graph: Graph, index: int) -> bool:
     """Return whether a loss over classes, an accuracy or a Softmax reads what the layer at ``index`` gives, moved in any way."""
-    pending, seen = [(index, top) for top in graph.layers[index].top], set[int]()
-    while pending:
-        producer, blob = pending.pop()
-        for consumer in graph.consumers(producer, blob):
-            layer = graph.layers[consumer]
-            facts = traits(layer)
-            if blob == layer.bottom[0] and (compares_classes(layer) or facts.role in ("metric", "probability")):
-                return True
-            if consumer not in seen and (facts.role in MOVES_SCORES or facts.class_maps):
-                seen.add(consumer)
-                pending += [(consumer, top) for top in layer.top]
-    return False
+    return any(
+        blob == layer.bottom[0] and (compares_classes(layer) or traits(layer).role in ("metric", "probability"))
+        for layer, blob in score_readers(graph, index)
+    )
 
 
 def _followed(graphs: Sequence[Graph], name: str, values: int) -> BoxRegressor:
     counters, reshapes = collect_counters(graphs, name)
-    kept = [at for at, count in counters.items() if count == values]
-    return BoxRegressor(
-        name, tuple(kept), tuple((layer, _axis(shape, values)) for layer, shape in reshapes.items() if _axis(shape, values))
-    )
+    kept = tuple(at for at, count in counters.items() if count == values)
+    return BoxRegressor(name, kept, tuple((layer, axis) for layer, shape in reshapes.items() if (axis := _axis(shape, values))))
 
 
 def _axis(reshape: Any, values: int) -> int:

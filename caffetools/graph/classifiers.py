@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +20,7 @@ _TRANSPARENT = {"activation", "dropout", "pooling", "sampling", "reshape", "prob
 # Region proposals have so many scores an anchor, for any number of classes.
 _OBJECT_OR_NOT = 2
 # Further layers that move or join scores before a layer that names the number of classes reads them, as in SSD.
-MOVES_SCORES = frozenset({*_TRANSPARENT, "concat", "permute"})
+_MOVES_SCORES = frozenset({*_TRANSPARENT, "concat", "permute"})
 
 
 class _Unknown(NetError):
@@ -198,7 +197,9 @@ def _last_layers(graph: Graph) -> list[int]:
     found: dict[int, None] = {}
     for index, blob in graph.outputs():
         makers = [index] if traits(graph.layers[index]).role != "reshape" else graph.walk_up(len(graph.param.layer), blob)
-        found |= dict.fromkeys(list(itertools.islice((i for i in makers if traits(graph.layers[i]).role != "reshape"), 1)))
+        maker = next((i for i in makers if traits(graph.layers[i]).role != "reshape"), None)
+        if maker is not None:
+            found[maker] = None
     return list(found)
 
 
@@ -258,7 +259,7 @@ def _score_layers(graph: Graph, index: int) -> list[int]:
         above = graph.layers[producer]
         if is_linear(above):
             found[producer] = None
-        elif traits(above).role in MOVES_SCORES:
+        elif traits(above).role in _MOVES_SCORES:
             pending += [(producer, blob) for blob in reversed(above.bottom)]
         else:
             return []
@@ -322,22 +323,33 @@ def collect_counters(graphs: Sequence[Graph], name: str) -> tuple[dict[tuple[str
 
 
 def _collect_counters(graph: Graph, index: int, counters: dict[tuple[str, str], int], reshapes: dict[str, Any]) -> None:
+    for layer, blob in score_readers(graph, index):
+        facts = traits(layer)
+        if facts.class_count and blob in facts.scores(layer):
+            counters |= {(layer.name, path): int(getattr(*field_at(layer, path))) for path in facts.class_count}
+        if _moves_scores(layer) and facts.channels == "reshaped":
+            reshapes[layer.name] = layer
+
+
+def score_readers(graph: Graph, index: int) -> Iterator[tuple[LayerParameter, str]]:
+    """Yield the layers that read what the layer at ``index`` gives, followed down through those that move or join scores, each with the blob read."""
     pending, seen = [(index, top) for top in graph.layers[index].top], set[int]()
     while pending:
         producer, blob = pending.pop()
         for consumer in graph.consumers(producer, blob):
             layer = graph.layers[consumer]
-            facts = traits(layer)
             if consumer in seen:
                 continue
-            if facts.class_count and blob in facts.scores(layer):
-                counters |= {(layer.name, path): int(getattr(*field_at(layer, path))) for path in facts.class_count}
-            # Behind R-FCN's pooling of score maps there still are classes.
-            if facts.role in MOVES_SCORES or facts.class_maps:
+            yield layer, blob
+            if _moves_scores(layer):
                 seen.add(consumer)
                 pending += [(consumer, top) for top in layer.top]
-                if facts.channels == "reshaped":
-                    reshapes[layer.name] = layer
+
+
+def _moves_scores(layer: LayerParameter) -> bool:
+    # Behind R-FCN's pooling of score maps there still are classes.
+    facts = traits(layer)
+    return facts.role in _MOVES_SCORES or facts.class_maps
 
 
 def _with_twins(param: NetParameter, graphs: Sequence[Graph], heads: list[Head]) -> list[Head]:

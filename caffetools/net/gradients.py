@@ -108,7 +108,7 @@ def refused_gradients(layers: list[Layer]) -> dict[int, int]:
     for index, layer in reversed(list(enumerate(layers))):
         above = [readers.pop(top, None) for top in layer.tops]
         has_loss = any(loss_weights(layer))
-        leads_to_loss = has_loss or any(under for reader in above if reader for under in reader[:1])
+        leads_to_loss = has_loss or any(reader is not None and reader[0] for reader in above)
         goes_back = leads_to_loss and (has_loss or any(reader is None or reader[1] for reader in above))
         for bottom, ask in enumerate(asked[index] if goes_back else []):
             if ask and layer.REFUSES_GRADIENT and bottom in layer.NO_GRADIENT:

@@ -217,7 +217,7 @@ def prepare_retarget(
         try:
             deploy = _deploy_net(whole, original, stages, made, plan, shapes)
         except NotDeployable as error:
-            if not (partial and any(detects(graph) for graph in phases(made.train_val))):
+            if not (partial and _is_detector(made.train_val)):
                 raise
             deploy, missing[FILES[2]] = NetParameter(), error.message
         check_parameter_shapes_match(made.train_val, deploy, shapes)
@@ -361,6 +361,10 @@ def _origin(weights: PathLike | Caffemodel) -> str:
     return "the weights" if isinstance(weights, Caffemodel) else os.fspath(weights)
 
 
+def _is_detector(net: NetParameter) -> bool:
+    return any(map(detects, phases(net)))
+
+
 def _missing_loss(net: NetParameter, *, partial: bool) -> dict[str, str]:
     """Return the files that a net without a loss has no content for, with the reason.
 
@@ -370,7 +374,7 @@ def _missing_loss(net: NetParameter, *, partial: bool) -> dict[str, str]:
     if losses_of(net):
         return {}
     why = f"the net '{net.name}' has no loss, so it cannot be trained"
-    if partial and any(detects(graph) for graph in phases(net)):
+    if partial and _is_detector(net):
         return dict.fromkeys(FILES[:2], why)
     raise NetError(f"{why}; give its train_val prototxt, or make one of it first (caffetools trainable)")
 

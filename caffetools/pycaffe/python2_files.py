@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, SupportsIndex, cast
+from typing import Any, ClassVar, SupportsIndex, cast
 
 from typing_extensions import Buffer
 
@@ -141,14 +141,23 @@ class _Reader(io.BufferedReader):
         raise StopIteration
 
 
+class Compressed:
+    """Base of the compressed files that take and give text.
+
+    Attributes:
+        BINARY: The class of Python's own file, which reads and writes bytes.
+    """
+
+    BINARY: ClassVar[type[Any]]
+
+
 def binary(stream: object) -> object:
     """Return the binary file below a text file, or what reads plain bytes from a binary one; other objects as they are."""
     if isinstance(stream, io.TextIOWrapper):
         stream.flush()
         return stream.buffer
-    if not isinstance(stream, _Reader) and type(stream).__module__ == "caffetools.pycaffe.python2_modules":
-        base: Any = type(stream).__mro__[1]
-        return SimpleNamespace(**{name: partial(getattr(base, name), stream) for name in ("read", "readline", "write")})
+    if isinstance(stream, Compressed):
+        return SimpleNamespace(**{name: partial(getattr(stream.BINARY, name), stream) for name in ("read", "readline", "write")})
     if isinstance(stream, _Reader):
         return SimpleNamespace(**{name: partial(getattr(io.BufferedReader, name), stream) for name in ("read", "readline", "readinto")})
     return stream

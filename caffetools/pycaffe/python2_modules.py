@@ -313,7 +313,9 @@ def _compressed(real: ModuleType) -> dict[str, Any]:
     """Return the files of ``gzip`` or ``bz2``, the module ``real``: they take text, and give text where it can be."""
     name = "GzipFile" if hasattr(real, "GzipFile") else "BZ2File"
 
-    class File(getattr(real, name)):  # type: ignore[misc]
+    class File(python2_files.Compressed, getattr(real, name)):  # type: ignore[misc]
+        BINARY = getattr(real, name)
+
         def write(self, data: str | bytes) -> int:
             return int(super().write(python2_files.to_binary(data)))
 

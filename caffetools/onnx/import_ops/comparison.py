@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from caffetools.layers.activation import AbsVal, Threshold
 from caffetools.layers.base import Shape
 from caffetools.layers.eltwise import Eltwise
-from caffetools.layers.scale import Bias, Scale
 from caffetools.onnx.import_graph import Node
 from caffetools.onnx.import_net import NetWriter, importer
 from caffetools.onnx.import_ops.activation import power, product
-from caffetools.onnx.import_ops.elementwise import placed, tiled
-
-Array = NDArray[Any]
+from caffetools.onnx.import_ops.elementwise import by_constant, tiled
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -32,7 +26,7 @@ def compare(writer: NetWriter, node: Node) -> None:
         numbers = np.asarray(constant, np.float64)
         limit = float(numbers.reshape(-1)[0])
         if (numbers != limit).any():
-            blob, limit = _plus(writer, node, blob, -numbers, output), 0.0
+            blob, limit = by_constant(writer, node, blob, -numbers, output, add=True, last=False), 0.0
     else:
         blobs = [tiled(writer, node, writer.blob(node, value), writer.shape(value), output) for value in node.inputs]
         blob, limit = _sum(writer, node, blobs, [1, -1]), 0.0
@@ -80,7 +74,11 @@ def logic(writer: NetWriter, node: Node) -> None:
         if constant is None:
             blobs.append(tiled(writer, node, writer.blob(node, value), writer.shape(value), output))
         else:
-            blobs.append(_plus(writer, node, power(writer, node, like, scale=0, last=False), constant.astype(np.float64), output))
+            blobs.append(
+                by_constant(
+                    writer, node, power(writer, node, like, scale=0, last=False), constant.astype(np.float64), output, add=True, last=False
+                )
+            )
     if node.op == "And":
         product(writer, node, blobs)
     elif node.op == "Or":
@@ -105,10 +103,10 @@ def where(writer: NetWriter, node: Node) -> None:
         if side is None and kept.any():
             value = node.inputs[index]
             blob = tiled(writer, node, writer.blob(node, value), writer.shape(value), output)
-            terms.append(blob if kept.all() else _times(writer, node, blob, kept.astype(np.float64), output))
+            terms.append(blob if kept.all() else by_constant(writer, node, blob, kept.astype(np.float64), output, add=False, last=False))
     blob = terms[0] if len(terms) == 1 else _sum(writer, node, terms)
     fixed = np.where(mask, *(0.0 if side is None else side.astype(np.float64) for side in sides))
-    writer.set_blob(node.outputs[0], _plus(writer, node, blob, fixed, output) if fixed.any() else blob)
+    writer.set_blob(node.outputs[0], by_constant(writer, node, blob, fixed, output, add=True, last=False) if fixed.any() else blob)
 
 
 def _chosen(writer: NetWriter, node: Node, index: int, mask: str, output: Shape) -> str:
@@ -116,7 +114,7 @@ def _chosen(writer: NetWriter, node: Node, index: int, mask: str, output: Shape)
     constant, value = writer.constant(node, index), node.inputs[index]
     if constant is not None:
         # Infinity times 0 would be NaN.
-        return _times(writer, node, mask, np.clip(constant.astype(np.float64), -_LARGEST, _LARGEST), output)
+        return by_constant(writer, node, mask, np.clip(constant.astype(np.float64), -_LARGEST, _LARGEST), output, add=False, last=False)
     return product(writer, node, [mask, tiled(writer, node, writer.blob(node, value), writer.shape(value), output)], last=False)
 
 
@@ -137,24 +135,4 @@ def _negated(writer: NetWriter, node: Node, blob: str, *, last: bool = False) ->
 def _sum(writer: NetWriter, node: Node, blobs: list[str], coefficients: list[int] | None = None) -> str:
     layer = writer.layer(node, Eltwise.TYPE, blobs, last=False, hint="sum")
     layer.eltwise_param.coeff.extend(coefficients or [])
-    return str(layer.top[0])
-
-
-def _plus(writer: NetWriter, node: Node, blob: str, constant: NDArray[np.float64], shape: Shape) -> str:
-    """Add a constant, of any shape that can be repeated to that of the blob."""
-    if (constant == constant.reshape(-1)[0]).all():
-        return power(writer, node, blob, shift=float(constant.reshape(-1)[0]), last=False)
-    axis, array = placed(node, constant, shape)
-    layer = writer.layer(node, Bias.TYPE, [blob], last=False, hint="plus", weights=[array])
-    layer.bias_param.axis, layer.bias_param.num_axes = axis, array.ndim
-    return str(layer.top[0])
-
-
-def _times(writer: NetWriter, node: Node, blob: str, constant: NDArray[np.float64], shape: Shape) -> str:
-    """Multiply by a constant, of any shape that can be repeated to that of the blob."""
-    if (constant == constant.reshape(-1)[0]).all():
-        return power(writer, node, blob, scale=float(constant.reshape(-1)[0]), last=False)
-    axis, array = placed(node, constant, shape)
-    layer = writer.layer(node, Scale.TYPE, [blob], last=False, hint="times", weights=[array])
-    layer.scale_param.axis, layer.scale_param.num_axes = axis, array.ndim
     return str(layer.top[0])

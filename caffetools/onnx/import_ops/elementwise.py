@@ -44,25 +44,38 @@ def _with_constant(writer: NetWriter, node: Node, value: str, constant: Array, *
         number = -number
     elif node.op == "Div":
         number = 1 / number
-    _by_constant(writer, node, blob, number, shape, add=node.op in ("Add", "Sub"))
+    by_constant(writer, node, blob, number, shape, add=node.op in ("Add", "Sub"))
 
 
-def _by_constant(writer: NetWriter, node: Node, blob: str, number: NDArray[np.float64], shape: Shape, *, add: bool) -> None:
-    """Add a constant to a blob, or multiply the two: Power for one number, else Bias or Scale."""
+def by_constant(
+    writer: NetWriter, node: Node, blob: str, number: NDArray[np.float64], shape: Shape, *, add: bool, last: bool = True
+) -> str:
+    """Add a constant to a blob, or multiply the two: Power for one number, else Bias or Scale; gives the blob.
+
+    Args:
+        writer: Receives the layer.
+        node: The node that it is (a part of).
+        blob: What is changed.
+        number: The constant, of any shape that can be repeated to ``shape``.
+        shape: The blob's shape.
+        add: Whether the constant is added; else it is a factor.
+        last: Whether the blob holds the node's output.
+    """
     if (number == number.reshape(-1)[0]).all():
         scalar = float(number.reshape(-1)[0])
-        power(writer, node, blob, shift=scalar if add else 0.0, scale=1.0 if add else scalar)
-        return
-    axis, array = placed(node, number, shape)
-    layer = writer.layer(node, Bias.TYPE if add else Scale.TYPE, [blob], weights=[array])
+        return power(writer, node, blob, shift=scalar if add else 0.0, scale=1.0 if add else scalar, last=last)
+    axis, array = _placed(node, number, shape)
+    hint = "" if last else "plus" if add else "times"
+    layer = writer.layer(node, Bias.TYPE if add else Scale.TYPE, [blob], last=last, hint=hint, weights=[array])
     param = layer.bias_param if add else layer.scale_param
     if axis != 1:
         param.axis = axis
     if array.ndim != 1:
         param.num_axes = array.ndim
+    return str(layer.top[0])
 
 
-def placed(node: Node, constant: NDArray[np.float64], shape: Shape) -> tuple[int, Array]:
+def _placed(node: Node, constant: NDArray[np.float64], shape: Shape) -> tuple[int, Array]:
     """Return the axis from which on a constant lies along ``shape``, and the constant without the axes of 1 around it."""
     if constant.ndim > len(shape):
         raise node.error(f"its constant has more axes than its input ({format_shape(shape)})")
@@ -164,7 +177,7 @@ def _sum_with_constants(writer: NetWriter, node: Node, constants: list[Array | N
     blobs = [tiled(writer, node, writer.blob(node, value), writer.shape(value), shape) for value in values]
     blob = blobs[0] if len(blobs) == 1 else str(writer.layer(node, Eltwise.TYPE, blobs, last=False, hint="sum").top[0])
     total = sum(np.asarray(constant, np.float64) for constant in constants if constant is not None)
-    _by_constant(writer, node, blob, np.asarray(total), shape, add=True)
+    by_constant(writer, node, blob, np.asarray(total), shape, add=True)
 
 
 @importer("Pow")
