@@ -74,6 +74,10 @@ class Blob:
         """The gradient, float32, of the shape of ``data``; of a parameter, accumulated since it was last cleared."""
         return self.storage.diff_array()
 
+    # Intel Caffe's names of both for reading alone.
+    data_ro = data
+    diff_ro = diff
+
     @property
     def shape(self) -> IntVec:
         """The shape."""

@@ -48,6 +48,12 @@ _ABSENT = {
     "create_layer": ": single layers of NVCaffe are not supported; build a net of one layer with caffe.Net",
     "LayerBase": ": NVCaffe's class of single layers is not supported; build a net of one layer with caffe.Net",
     "LayerParameter": ": use caffe.proto.caffe_pb2.LayerParameter",
+    "set_phase_test": ": it was removed from Caffe; give the phase to caffe.Net",
+    "set_phase_train": ": it was removed from Caffe; give the phase to caffe.Net",
+    "imagenet_classifier": ": it was removed from Caffe; use caffe.Classifier",
+    "compile_net": ": Intel Caffe's compiler of nets is not supported; nets are made faster here when they run",
+    "MultiSolver": ": several processes train under torchrun",
+    "MultiSync": ": several processes train under torchrun",
     "P2PSync": ": several GPUs train in one process each, under torchrun",
     "MultiProcess": ": several GPUs train in one process each, under torchrun",
 }

@@ -21,7 +21,7 @@ from caffetools.pycaffe.mode import (
     solver_count,
     solver_rank,
 )
-from caffetools.pycaffe.net import LayerVec, Net, NetVec
+from caffetools.pycaffe.net import Net
 from caffetools.pycaffe.solvers import (
     AdaDeltaSolver,
     AdaGradSolver,
@@ -33,6 +33,7 @@ from caffetools.pycaffe.solvers import (
     get_solver,
 )
 from caffetools.pycaffe.timer import NCCL, Timer
+from caffetools.pycaffe.vectors import BoolVec, DtypeVec, LayerVec, NetVec, RawBlobVec, StringVec
 
 __all__ = [
     "NCCL",
@@ -74,18 +75,6 @@ __all__ = [
     "solver_rank",
 ]
 
-
-class RawBlobVec(BlobVec):
-    """A list of blobs, as Caffe passes bottoms and tops to layers written in Python."""
-
-
-class StringVec(list[str]):
-    """A list of texts."""
-
-
-class DtypeVec(list[float]):
-    """A list of numbers."""
-
-
-class BoolVec(list[bool]):
-    """A list of booleans."""
+# NVCaffe's name of the list of a net's layers, and of its version.
+LayerBaseVec = LayerVec
+CAFFE_VERSION = "1.0.0"

@@ -88,9 +88,9 @@ def compose(base_map: Map, next_map: Map) -> Map:
     return axis, a1 * a2, a1 * b2 + b1
 
 
-def inverse(map_: Map) -> Map:
+def inverse(coord_map: Map) -> Map:
     """Return the inverse of a map."""
-    axis, a, b = map_
+    axis, a, b = coord_map
     return axis, 1 / a, -b / a
 
 

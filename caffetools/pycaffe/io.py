@@ -115,9 +115,9 @@ def arraylist_to_blobprotovector_str(arraylist: Sequence[NDArray[Any]]) -> bytes
     return serialized
 
 
-def blobprotovector_str_to_arraylist(text: bytes) -> list[NDArray[np.float64]]:
+def blobprotovector_str_to_arraylist(str: bytes) -> list[NDArray[np.float64]]:
     """Return the arrays, in their stored shapes, of a serialized ``BlobProtoVector``."""
-    return [blobproto_to_array(blob) for blob in BlobProtoVector.FromString(text).blobs]
+    return [blobproto_to_array(blob) for blob in BlobProtoVector.FromString(str).blobs]
 
 
 def array_to_datum(arr: NDArray[Any], label: int | None = None) -> Datum:

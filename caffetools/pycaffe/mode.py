@@ -14,6 +14,7 @@ import torch
 from caffetools.errors import NetError
 from caffetools.layers.registry import layer_types
 from caffetools.pycaffe.errors import also
+from caffetools.pycaffe.vectors import StringVec
 
 if TYPE_CHECKING:
     from caffetools.solver.random_streams import RandomStream
@@ -66,9 +67,9 @@ def set_random_seed(seed: int) -> None:
         stream.generator.manual_seed(seed)
 
 
-def layer_type_list() -> list[str]:
+def layer_type_list() -> StringVec:
     """Return the types of all layers, sorted."""
-    return list(layer_types())
+    return StringVec(layer_types())
 
 
 def init_log(level: int = 0, stderr: bool = True) -> None:

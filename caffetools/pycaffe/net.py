@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from caffetools.errors import NetError, did_you_mean
 from caffetools.layers.base import format_shape
-from caffetools.layers.blob_view import Array, Blob, BlobVec
+from caffetools.layers.blob_view import Array, Blob, BlobVec, IntVec
 from caffetools.layers.python import Layer
 from caffetools.net.net import Net as TorchNet
 from caffetools.net.stepwise import Stepwise
@@ -22,16 +22,19 @@ from caffetools.proto.schema import TEST
 from caffetools.pycaffe import batches, files, mode
 from caffetools.pycaffe.errors import also, expect_names, raised_also_as
 from caffetools.pycaffe.files import AnyPath, path_of
+from caffetools.pycaffe.vectors import DtypeVec, LayerVec, StringVec
 
 Callback = Callable[[int], None]
 
-
-class LayerVec(list[Any]):
-    """The layers of a net, in order."""
-
-
-class NetVec(list[Any]):
-    """The test nets of a solver."""
+# Members of the nets of 2013 and 2014, and what took their places.
+_FORMER = {
+    **dict.fromkeys(("set_phase_test", "set_phase_train"), "give the phase to caffe.Net"),
+    **{name: f"use caffe.{name}" for name in ("set_mode_cpu", "set_mode_gpu", "set_device")},
+    **{
+        name: f"use {name} of a caffe.io.Transformer"
+        for name in ("preprocess", "deprocess", "set_mean", "set_input_scale", "set_raw_scale", "set_channel_swap")
+    },
+}
 
 
 class Net:
@@ -56,10 +59,6 @@ class Net:
         PrototxtError, ModelFileError: A file is missing or wrong; names file and line.
         NetError: The net cannot be built, or the weights do not fit it; names layer, blob and shapes.
     """
-
-    _blobs: BlobVec
-    _layer_names: list[str]
-    layers: LayerVec
 
     def __init__(
         self,
@@ -89,11 +88,11 @@ class Net:
         self._net, self._run = net, run
         self._lock = threading.RLock()
         self._last_thread: int | None = None
-        self._blobs = BlobVec(Blob(storage) for storage in run.blobs.values())
+        self._blob_list = BlobVec(Blob(storage) for storage in run.blobs.values())
         self._blobs_dict = OrderedDict(zip(run.blobs, self._blobs, strict=True))
-        self._layer_names = [layer.name for layer in net.layers]
+        self._name_list = StringVec(layer.name for layer in net.layers)
         vectors = [BlobVec(layer=layer) for layer in net.layers]
-        self.layers = LayerVec(
+        self._layer_list = LayerVec(
             getattr(layer, "user_layer", None) or _layer_view(layer.type_name, vector)
             for layer, vector in zip(net.layers, vectors, strict=True)
         )
@@ -102,6 +101,11 @@ class Net:
         self._vectors = vectors
         self._layer_dict = OrderedDict(zip(self._layer_names, self.layers, strict=True))
         self._input_list = [top for layer in net.layers if layer.TRAITS.role == "input" for top in layer.tops]
+
+    def __getattr__(self, name: str) -> Any:
+        """Say for members that Caffe's nets had once what took their places."""
+        reason = f"; it was removed from Caffe's nets: {_FORMER[name]}" if name in _FORMER else ""
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'{reason}")
 
     # ---- what it consists of ----
 
@@ -114,6 +118,11 @@ class Net:
     def blobs(self) -> OrderedDict[str, Blob]:
         """The blobs by name, in the order of the layers; ``data`` and ``diff`` are live float32 arrays (N, C, H, W)."""
         return self._blobs_dict
+
+    @property
+    def layers(self) -> LayerVec:
+        """The layers in order."""
+        return self._layer_list
 
     @property
     def params(self) -> OrderedDict[str, BlobVec]:
@@ -136,20 +145,28 @@ class Net:
         return list(self._net.outputs)
 
     @property
-    def _blob_names(self) -> list[str]:
-        return list(self._blobs_dict)
+    def _blobs(self) -> BlobVec:
+        return self._blob_list
 
     @property
-    def _inputs(self) -> list[int]:
-        return [self._blob_names.index(name) for name in self.inputs]
+    def _layer_names(self) -> StringVec:
+        return self._name_list
 
     @property
-    def _outputs(self) -> list[int]:
-        return [self._blob_names.index(name) for name in self.outputs]
+    def _blob_names(self) -> StringVec:
+        return StringVec(self._blobs_dict)
 
     @property
-    def _blob_loss_weights(self) -> list[float]:
-        return [self._net.loss_weights.get(name, 0.0) for name in self._blobs_dict]
+    def _inputs(self) -> IntVec:
+        return self._ids(self.inputs)
+
+    @property
+    def _outputs(self) -> IntVec:
+        return self._ids(self.outputs)
+
+    @property
+    def _blob_loss_weights(self) -> DtypeVec:
+        return DtypeVec(self._net.loss_weights.get(name, 0.0) for name in self._blobs_dict)
 
     @property
     def blob_loss_weights(self) -> OrderedDict[str, float]:
@@ -166,11 +183,15 @@ class Net:
         """The blobs that each layer produces."""
         return OrderedDict((layer.name, list(layer.tops)) for layer in self._net.layers)
 
-    def _bottom_ids(self, layer: int) -> list[int]:
-        return [self._blob_names.index(name) for name in self._net.layers[layer].bottoms]
+    def _bottom_ids(self, layer: int) -> IntVec:
+        return self._ids(self._net.layers[layer].bottoms)
 
-    def _top_ids(self, layer: int) -> list[int]:
-        return [self._blob_names.index(name) for name in self._net.layers[layer].tops]
+    def _top_ids(self, layer: int) -> IntVec:
+        return self._ids(self._net.layers[layer].tops)
+
+    def _ids(self, names: Iterable[str]) -> IntVec:
+        index = {name: i for i, name in enumerate(self._blobs_dict)}
+        return IntVec(index[name] for name in names)
 
     # ---- running ----
 

@@ -231,25 +231,25 @@ def param_name_dict() -> dict[str, str]:
     return names
 
 
-def assign_proto(message: Message, name: str, value: object) -> None:
+def assign_proto(proto: Message, name: str, val: object) -> None:
     """Set a field of a message from Python values.
 
     Args:
-        message: The message.
+        proto: The message.
         name: The field.
-        value: A number, a text, a dict for a message, a list (or one value) for a repeated field.
+        val: A number, a text, a dict for a message, a list (or one value) for a repeated field.
 
     Raises:
         AttributeError: The message has no field of that name.
         TypeError: The value does not fit the field; or ValueError.
     """
-    field = message.DESCRIPTOR.fields_by_name.get(name)
+    field = proto.DESCRIPTOR.fields_by_name.get(name)
     if field is None:
-        known = list(message.DESCRIPTOR.fields_by_name)
-        raise AttributeError(f"{message.DESCRIPTOR.name} has no field '{name}'{did_you_mean(name, known)}")
-    current = getattr(message, name)
+        known = list(proto.DESCRIPTOR.fields_by_name)
+        raise AttributeError(f"{proto.DESCRIPTOR.name} has no field '{name}'{did_you_mean(name, known)}")
+    current = getattr(proto, name)
     if hasattr(current, "extend"):
-        for item in _listed(value):
+        for item in _listed(val):
             if field.message_type is None:
                 current.append(_enum(field, item))
             elif isinstance(item, dict):
@@ -257,13 +257,13 @@ def assign_proto(message: Message, name: str, value: object) -> None:
             else:
                 current.add().CopyFrom(item)
     elif field.message_type is not None:
-        if isinstance(value, dict):
+        if isinstance(val, dict):
             current.SetInParent()
-            _assign_all(current, value)
+            _assign_all(current, val)
         else:
-            current.CopyFrom(value)
+            current.CopyFrom(val)
     else:
-        setattr(message, name, _enum(field, value))
+        setattr(proto, name, _enum(field, val))
 
 
 def _assign_all(message: Message, values: dict[str, Any]) -> None:

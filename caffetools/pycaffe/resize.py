@@ -49,14 +49,15 @@ def resize_image(im: NDArray[Any], new_dims: Sequence[int] | NDArray[Any], inter
     return _sample(picture, rows, columns, interp_order).astype(np.float32)
 
 
-def resize(image: NDArray[Any], output_shape: Sequence[int], order: int = 1, **options: object) -> NDArray[Any]:
+def resize(image: NDArray[Any], output_shape: Sequence[int], order: int | None = 1, *more: object, **options: object) -> NDArray[Any]:
     """Resize a picture as ``skimage.transform.resize``, which ``caffe.io`` has: by scikit-image where it is installed.
 
     Args:
         image: (H, W) or (H, W, C); integers are scaled to [0, 1], unless ``preserve_range`` is set.
         output_shape: (height, width), or with the channels.
         order: 1 is linear, 0 takes the nearest pixel; others need scikit-image.
-        options: Options of scikit-image.
+        more: Further arguments of scikit-image, by position: ``mode``, ``cval``, ``clip``, ``preserve_range`` …
+        options: The same by name.
 
     Returns:
         float64, (height, width) or (height, width, C).
@@ -67,21 +68,23 @@ def resize(image: NDArray[Any], output_shape: Sequence[int], order: int = 1, **o
     try:
         of_skimage = importlib.import_module("skimage.transform").resize
     except ImportError:
-        keep = bool(options.get("preserve_range"))
+        keep = bool(more[3] if len(more) > 3 else options.get("preserve_range"))
         scale = 1.0 if keep or not np.issubdtype(image.dtype, np.integer) else float(np.iinfo(image.dtype).max)
         grey = image.ndim == 2
-        result = resize_image((image[:, :, None] if grey else image) / scale, output_shape[:2], order).astype(np.float64)
+        result = resize_image((image[:, :, None] if grey else image) / scale, output_shape[:2], 1 if order is None else order).astype(
+            np.float64
+        )
         return result[:, :, 0] if grey else result
-    return np.asarray(of_skimage(image, output_shape, order=order, **options))
+    return np.asarray(of_skimage(image, output_shape, order, *more, **options))
 
 
-def zoom(values: NDArray[Any], factor: float | Sequence[float], **options: object) -> NDArray[Any]:
+def zoom(input: NDArray[Any], zoom: float | Sequence[float], *more: object, **options: object) -> NDArray[Any]:
     """Zoom an array of any shape by SciPy (``scipy.ndimage.zoom``), which ``caffe.io`` has. Raises :class:`DataError` without SciPy."""
     try:
         of_scipy = importlib.import_module("scipy.ndimage").zoom
     except ImportError:
         raise DataError("caffe.io.zoom needs the package scipy (pip install scipy); resize_image works without it") from None
-    return np.asarray(of_scipy(values, factor, **options))
+    return np.asarray(of_scipy(input, zoom, *more, **options))
 
 
 def _centred(new: int, old: int) -> NDArray[Any]:

@@ -20,7 +20,8 @@ from caffetools.proto.text import read_solver
 from caffetools.proto.upgrades.v1 import upgrade_solver
 from caffetools.pycaffe import mode
 from caffetools.pycaffe.files import AnyPath, path_of, share
-from caffetools.pycaffe.net import Net, NetVec
+from caffetools.pycaffe.net import Net
+from caffetools.pycaffe.vectors import NetVec
 from caffetools.solver import solver as engine
 from caffetools.solver.callbacks import Callback
 from caffetools.solver.control import RunControl, Snapshot, TestResult
@@ -35,16 +36,10 @@ class Solver:
     Args:
         solver_file: The solver prototxt.
 
-    Attributes:
-        net: The training net, a pycaffe net; after :meth:`step` its blobs are those of the last iteration.
-        test_nets: The test nets.
-
     Raises:
         PrototxtError, NetError, CaffeToolsError: The solver or one of its nets is wrong.
     """
 
-    net: Net
-    test_nets: NetVec
     _TYPE: str | None = None
 
     def __init__(self, solver_file: AnyPath):
@@ -53,8 +48,18 @@ class Solver:
         if self._TYPE is not None:
             param.type = self._TYPE
         self._core = _Engine(param, path=solver_file, device=mode.device(), log=_log)
-        self.net = Net._around(self._core.net, self._core.run)
-        self.test_nets = NetVec(Net._around(net, run) for net, run in zip(self._core.test_nets, self._core.test_runs, strict=True))
+        self._net = Net._around(self._core.net, self._core.run)
+        self._test_nets = NetVec(Net._around(net, run) for net, run in zip(self._core.test_nets, self._core.test_runs, strict=True))
+
+    @property
+    def net(self) -> Net:
+        """The training net; after :meth:`step` its blobs are those of the last iteration."""
+        return self._net
+
+    @property
+    def test_nets(self) -> NetVec:
+        """The test nets."""
+        return self._test_nets
 
     @property
     def type(self) -> str:
@@ -92,6 +97,10 @@ class Solver:
         """Update the parameters from their diffs, at the present iteration's rate; for scripts that run the net themselves."""
         self.net._prepare()
         self._core.update()
+
+    def increment_iter(self) -> None:
+        """Count one more iteration, after :meth:`apply_update`, as in Intel Caffe."""
+        self._core.iteration += 1
 
     def snapshot(self) -> Snapshot:
         """Write a .caffemodel and a .solverstate under the solver's snapshot_prefix."""

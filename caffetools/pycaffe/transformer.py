@@ -64,7 +64,7 @@ class Transformer:
         result: Array = values
         return result
 
-    def deprocess(self, in_: str, data: NDArray[Any]) -> Array:
+    def deprocess(self, in_: str, data: NDArray[Any]) -> NDArray[Any]:
         """Invert :meth:`preprocess`, but for the size.
 
         Args:
@@ -72,13 +72,13 @@ class Transformer:
             data: An item of the input (C, H, W), or a batch of one.
 
         Returns:
-            The picture, float32 (H, W, C).
+            The picture (H, W, C), of the type of ``data``, or float32 for whole numbers.
 
         Raises:
             DataError: The input is unknown.
         """
         self._known(in_)
-        values: Any = np.array(data.squeeze(), np.float32)
+        values: Any = np.array(data.squeeze(), None if np.issubdtype(data.dtype, np.floating) else np.float32)
         if (scale := self.input_scale.get(in_)) is not None:
             values /= scale
         if (mean := self.mean.get(in_)) is not None:
@@ -89,7 +89,7 @@ class Transformer:
             values = values[np.argsort(order), :, :]
         if (order := self.transpose.get(in_)) is not None:
             values = values.transpose(np.argsort(order))
-        result: Array = values
+        result: NDArray[Any] = values
         return result
 
     def set_transpose(self, in_: str, order: Sequence[int]) -> None:

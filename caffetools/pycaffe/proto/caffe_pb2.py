@@ -27,6 +27,9 @@ def __getattr__(name: str) -> Any:
         return schema.message_class(name)
     if name in DESCRIPTOR.enum_types_by_name:
         return enum_type_wrapper.EnumTypeWrapper(DESCRIPTOR.enum_types_by_name[name])
+    for enum in DESCRIPTOR.enum_types_by_name.values():
+        if name in enum.values_by_name:
+            return enum.values_by_name[name].number
     if name.isupper() and name in (descriptors := _private_descriptors()):
         return descriptors[name]
     raise AttributeError(f"Caffe's schema has no message or enum '{name}'")
