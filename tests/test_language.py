@@ -115,6 +115,35 @@ def test_a_list_of_arguments_has_one_entry_for_each_parameter() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def is_documented(method: str, node: ast.ClassDef, classes: dict[str, list[ast.ClassDef]]) -> bool:
+    """Whether a class or one of its bases states what a method does; a base from outside of the package states it for its own."""
+    own = [inner for inner in node.body if isinstance(inner, ast.FunctionDef) and inner.name == method]
+    if any(ast.get_docstring(inner) for inner in own):
+        return True
+    for base in node.bases:
+        name = re.split(r"[\[(]", ast.unparse(base))[0].rpartition(".")[2]
+        found = classes.get(name, [])
+        if any(is_documented(method, one, classes) for one in found) or (not found and name not in ("Protocol", "Generic", "ABC")):
+            return True
+    return False
+
+
+def test_a_public_method_is_documented_in_its_class_or_in_a_base() -> None:
+    files = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "caffetools").rglob("*.py"))]
+    nodes = [node for file in files for node in file.body if isinstance(node, ast.ClassDef)]
+    classes: dict[str, list[ast.ClassDef]] = {}
+    for node in nodes:
+        classes.setdefault(node.name, []).append(node)
+    silent = [
+        f"{node.name}.{method.name}"
+        for node in nodes
+        for method in node.body
+        if isinstance(method, ast.FunctionDef) and not method.name.startswith("_") and not node.name.startswith("_")
+        if not is_documented(method.name, node, classes)
+    ]
+    assert not silent, "\n".join(silent)
+
+
 def raised(function: ast.FunctionDef) -> set[str]:
     """The errors that a function's own statements raise; nested functions and errors passed on do not count."""
     found: set[str] = set()

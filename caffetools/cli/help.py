@@ -45,7 +45,8 @@ class Command(Protocol):
     help: str | None
     epilog: str | None
 
-    def get_params(self, ctx: Context) -> list[Any]: ...
+    def get_params(self, ctx: Context) -> list[Any]:
+        """Return the command's options and arguments."""
 
 
 def write_help(command: Command, context: Context) -> None:

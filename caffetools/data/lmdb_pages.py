@@ -129,6 +129,7 @@ class PagedFile:
         self.close()
 
     def close(self) -> None:
+        """Close the file; once is enough, and again does nothing."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)

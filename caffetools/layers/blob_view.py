@@ -20,13 +20,17 @@ class Storage(Protocol):
     """Memory of a blob: :class:`~caffetools.layers.blob_storage.BlobStorage` or ``ParameterStorage``."""
 
     @property
-    def shape(self) -> Shape: ...
+    def shape(self) -> Shape:
+        """The blob's shape; () of a scalar."""
 
-    def data_array(self) -> Array: ...
+    def data_array(self) -> Array:
+        """Return the values as a writable float32 array of :attr:`shape`, in C order."""
 
-    def diff_array(self) -> Array: ...
+    def diff_array(self) -> Array:
+        """Return the gradients as a writable float32 array of :attr:`shape`, in C order."""
 
-    def reshape(self, shape: Shape) -> None: ...
+    def reshape(self, shape: Shape) -> None:
+        """Give data and diff another shape."""
 
 
 class IntVec(list[int]):

@@ -19,9 +19,11 @@ class Nodes:
         return result
 
     def ints(self, *values: int) -> str:
+        """Add a constant of int64 values, (len(values),), and return its name."""
         return self.graph.constant("ints", np.array(values, np.int64))
 
     def number(self, value: float) -> str:
+        """Add a float32 scalar, and return its name."""
         return self.graph.constant("number", np.array(value, np.float32))
 
     def part(self, value: str, start: int, end: int, axis: int) -> str:
@@ -29,6 +31,7 @@ class Nodes:
         return self("Slice", value, self.ints(start), self.ints(end), self.ints(axis))
 
     def reshape(self, value: str, *parts: Size) -> str:
+        """Return ``value`` reshaped to ``parts``; see :meth:`OnnxGraph.reshape`."""
         result = self.graph.value("reshaped")
         self.graph.reshape(value, result, parts)
         return result

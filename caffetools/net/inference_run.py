@@ -36,6 +36,14 @@ class BoundProgram:
         self._bind([(i, o) for i, o in enumerate(program.operators) if not o.dropped and i >= program.head])
 
     def run(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run the program once.
+
+        Args:
+            batch: Input blob → float32 values of the shape that the program was made for.
+
+        Returns:
+            Result blob → its float32 values; those in the arena are copies.
+        """
         held = []
         for name, value in self.program.inputs.items():
             tensor = batch[name].contiguous()

@@ -19,24 +19,30 @@ class BatchedNet(Protocol):
     """What is needed of a net here; see :class:`caffetools.pycaffe.net.Net`."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The net's name."""
 
     @property
-    def inputs(self) -> list[str]: ...
+    def inputs(self) -> list[str]:
+        """The names of the input blobs."""
 
     @property
-    def outputs(self) -> list[str]: ...
+    def outputs(self) -> list[str]:
+        """The names of the output blobs."""
 
     @property
-    def blobs(self) -> Mapping[str, Any]: ...
+    def blobs(self) -> Mapping[str, Any]:
+        """The blobs by name."""
 
     def forward(
         self, blobs: Iterable[str] | None = None, start: str | None = None, end: str | None = None, **inputs: NDArray[Any]
-    ) -> Arrays: ...
+    ) -> Arrays:
+        """Run the layers from ``start`` to ``end`` and return the outputs and ``blobs``, by name."""
 
     def backward(
         self, diffs: Iterable[str] | None = None, start: str | None = None, end: str | None = None, **tops: NDArray[Any]
-    ) -> Arrays: ...
+    ) -> Arrays:
+        """Run the layers backward from ``start`` to ``end`` and return the inputs' gradients and those of ``diffs``, by name."""
 
 
 def forward_all(net: BatchedNet, blobs: list[str], inputs: Mapping[str, Any]) -> Arrays:
