@@ -139,12 +139,13 @@ def receptive_field(
     fields = receptive_fields(built)
     if json:
         print_json([
-            {"blob": f.blob, "size": None if f.whole else list(f.size), "stride": list(f.stride), "positions": list(f.positions)}
+            {"blob": f.blob, "size": None if f.whole else list(f.size), "stride": list(f.stride), "positions": list(f.positions), "rearranged": f.rearranged}
             for f in fields.values()
         ])  # fmt: skip
     else:
         for field in fields.values():
-            size = "the whole picture" if field.whole else f"{field.size[0]} x {field.size[1]}, stride {field.stride[0]:g}"
+            order = "values rearranged" if field.rearranged else f"stride {field.stride[0]:g}"
+            size = "the whole picture" if field.whole else f"{field.size[0]} x {field.size[1]}, {order}"
             console.print(f"{field.blob}: {size}", markup=False)
     if out or show:
         emit(lambda theme: receptive_field_figure(built, theme=theme), out, show, f"Receptive fields of {net.name}", quiet=json)

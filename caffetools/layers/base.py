@@ -124,6 +124,8 @@ class Layer(ObservedModule):
     IS_LOSS: ClassVar[bool] = False
     # Bottoms that can never have a gradient (labels).
     NO_GRADIENT: ClassVar[frozenset[int]] = frozenset()
+    # Bottoms of which only the sizes are read.
+    SIZE_BOTTOMS: ClassVar[frozenset[int]] = frozenset()
     # Whether Caffe ends the process where a loss asks for a gradient of these that something to learn depends on.
     REFUSES_GRADIENT: ClassVar[bool] = False
     # Whether the gradient is computed from the top's values, or the top may lie in the bottom's memory (a permutation that moves nothing, or one of

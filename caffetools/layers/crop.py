@@ -21,7 +21,7 @@ class Crop(Layer):
     TRAITS = Traits(role="sampling", settings="crop_param", channels="kept", half=True, coordinates="crop")
     IN_PLACE = "overwrites"
     BOTTOMS = (2, 2)
-    NO_GRADIENT = frozenset({1})
+    NO_GRADIENT = SIZE_BOTTOMS = frozenset({1})
 
     def setup(self, bottoms: Shapes) -> Shapes:
         (shape, reference), param = bottoms, self.param.crop_param

@@ -28,7 +28,7 @@ class PriorBox(Layer):
 
     TRAITS = Traits(role="detection", settings="prior_box_param")
     BOTTOMS = (2, 2)
-    NO_GRADIENT = frozenset({0, 1})
+    NO_GRADIENT = SIZE_BOTTOMS = frozenset({0, 1})
 
     def setup(self, bottoms: Shapes) -> Shapes:
         _, _, self.rows, self.columns = self.legacy_axes(bottoms[0])

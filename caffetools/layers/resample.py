@@ -30,7 +30,7 @@ class Resample(Layer):
 
     TRAITS = Traits(role="sampling", settings="resample_param", channels="kept")
     BOTTOMS = (1, 2)
-    NO_GRADIENT = frozenset({1})
+    NO_GRADIENT = SIZE_BOTTOMS = frozenset({1})
     NEEDS_TOP = False
 
     def setup(self, bottoms: Shapes) -> Shapes:

@@ -198,7 +198,7 @@ class Interp(Layer):
 
     TRAITS = Traits(role="sampling", channels="kept")
     BOTTOMS = (1, 2)
-    NO_GRADIENT = frozenset({1})
+    NO_GRADIENT = SIZE_BOTTOMS = frozenset({1})
     NEEDS_TOP = False
 
     def setup(self, bottoms: Shapes) -> Shapes:

@@ -47,6 +47,8 @@ _MOST_PIXELS, _MOST_AREA = 32_000, 64e6  # of a PNG's side, of its whole
 _LEAST_SCALE = 0.7  # of a PNG whose text of 11 pixels can still be read
 _MOST_SHIFT = 14  # pixels by which a shape may be moved to the right: it must not reach the next box
 _MOST_COLUMN, _COLUMN_GAP = 10_000, 60.0  # pixels
+_LABEL_LINE = 16  # pixels from one line of text below a box to the next
+_MOST_LABELS = int((RANK_GAP - 7) / _LABEL_LINE)  # lines of text below a box, above the arrow heads of the next rank
 
 
 @dataclass(frozen=True)
@@ -112,16 +114,23 @@ def place_graph(graph: NetGraph, *, engine: str = "auto") -> PlacedGraph:
     leaving: dict[int, list[list[Point]]] = {}
     for (source, _), curve in zip(pairs, layout.arrows, strict=True):
         leaving.setdefault(source, []).append(curve)
-    labels, seen = [], set[tuple[int, str]]()
+    texts: dict[int, list[str]] = {}
     for (source, _), arrows in pairs.items():
-        text = _label(arrows)
-        if text and (source, text) not in seen:
-            left, top = layout.boxes[source]
-            seen.add((source, text))
-            shift = 16 * sum(1 for known, _ in seen if known == source)
-            middle, y = left + sizes[source][0] / 2, top + sizes[source][1] + shift
+        texts.setdefault(source, []).append(_label(arrows))
+    labels = []
+    for source, found in texts.items():
+        left, top = layout.boxes[source]
+        for line, text in enumerate(_label_lines(found), start=1):
+            middle, y = left + sizes[source][0] / 2, top + sizes[source][1] + _LABEL_LINE * line
             labels.append((_free_side(middle, y, text_width(text, _SMALL / 2), leaving[source]), y, text))
-    return PlacedGraph(graph, sizes, layout, [label for label in labels if label[2]])
+    return PlacedGraph(graph, sizes, layout, labels)
+
+
+def _label_lines(texts: Sequence[str]) -> list[str]:
+    """Return the lines of text below a box: each shape once, and the number of those for which the gap between ranks has no room."""
+    lines = [text for text in dict.fromkeys(texts) if text]
+    hidden = len(lines) - _MOST_LABELS
+    return lines if hidden <= 0 else [*lines[: _MOST_LABELS - 1], f"{lines[_MOST_LABELS - 1]} +{hidden}"]
 
 
 def _free_side(middle: float, baseline: float, width: float, curves: Sequence[Sequence[Point]]) -> float:
@@ -138,11 +147,14 @@ def _free_side(middle: float, baseline: float, width: float, curves: Sequence[Se
 
 
 def _first_points(curve: Sequence[Point]) -> list[Point]:
-    """Points of the first piece of an arrow, which passes its label."""
+    """Points of the first two pieces of an arrow, which pass its label."""
     share = np.linspace(0, 1, 33)[:, None]
-    a, b, c, d = (np.array(point) for point in curve[:4])
-    at = (1 - share) ** 3 * a + 3 * (1 - share) ** 2 * share * b + 3 * (1 - share) * share**2 * c + share**3 * d
-    return [(float(x), float(y)) for x, y in at]
+    found: list[Point] = []
+    for first in range(0, min(len(curve) - 1, 6), 3):
+        a, b, c, d = (np.array(point) for point in curve[first : first + 4])
+        at = (1 - share) ** 3 * a + 3 * (1 - share) ** 2 * share * b + 3 * (1 - share) * share**2 * c + share**3 * d
+        found += [(float(x), float(y)) for x, y in at]
+    return found
 
 
 def svg_text(placed: PlacedGraph, *, title: str = "", theme: Theme = LIGHT) -> str:

@@ -223,10 +223,14 @@ def _curve(
     sizes: Sequence[Point],
     bands: Sequence[Point],
 ) -> list[Point]:
-    """From the bottom of the first box to the top of the last; straight down through the ranks between."""
+    """From the bottom of the first box to the top of the last; straight down through the ranks between.
+
+    Also down to the lower edge of its own rank, where a higher box may stand next to the first one.
+    """
     source, target = chain[0], chain[-1]
     here = (float(x[source]) - left, boxes[source][1] + sizes[source][1])
-    points = [here]
+    edge = bands[ranks[source]][1]
+    points = [here, *(_bend(here, (here[0], edge)) if edge > here[1] else ())]
     for node in chain[1:]:
         across = float(x[node]) - left
         top, bottom = bands[ranks[node]]

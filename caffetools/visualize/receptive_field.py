@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -17,6 +18,9 @@ from caffetools.visualize.style import LIGHT, Theme
 # Along one axis: output position i reads input positions stride · i + start to stride · i + end.
 Span = tuple[float, float, float]
 
+# Roles of layers whose top values are each one value of a bottom, or computed from one.
+_MOVES = {"activation", "concat", "dropout", "permute", "rearrange", "reshape", "slice", "split"}
+
 
 @dataclass(frozen=True)
 class ReceptiveField:
@@ -30,6 +34,8 @@ class ReceptiveField:
         start, end: (h, w) first and last input pixel that position 0
             depends on, before clipping to the picture; negative ones are padding.
         whole: Each value depends on the whole picture.
+        rearranged: The values are not in the order of the picture's positions any more; of several sizes ``start`` and ``end`` are
+            those of the largest. Prior boxes depend on no pixel: theirs is the field of their cell of the map.
     """
 
     blob: str
@@ -39,15 +45,24 @@ class ReceptiveField:
     start: tuple[float, float]
     end: tuple[float, float]
     whole: bool = False
+    rearranged: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) in input pixels, padding included."""
         return tuple(round(e - s) + 1 for s, e in zip(self.start, self.end, strict=True))  # type: ignore[return-value]
 
+    @property
+    def located(self) -> bool:
+        """Whether a position of the blob names a part of the picture."""
+        return not (self.whole or self.rearranged)
+
     def box(self, y: int, x: int, picture: tuple[int, int]) -> tuple[int, int, int, int]:
-        """Return (top, left, bottom, right), exclusive at the end, of position (y, x) within a picture of (height, width)."""
-        if self.whole:
+        """Return (top, left, bottom, right), exclusive at the end, of position (y, x) within a picture of (height, width).
+
+        The whole picture where the field is not :attr:`located`.
+        """
+        if not self.located:
             return 0, 0, picture[0], picture[1]
         edges = []
         for place, stride, start, end, length in zip((y, x), self.stride, self.start, self.end, picture, strict=True):
@@ -60,8 +75,9 @@ class ReceptiveField:
 def receptive_fields(net: Net) -> dict[str, ReceptiveField]:
     """Return the receptive field of every blob that depends on the input of pictures, in the net's order.
 
-    Layers that keep positions (activations, sums, concatenation) pass fields on; layers that mix all positions (InnerProduct, global
-    pooling, MVN) or move them in ways of their own (Permute, SPP) give the whole picture.
+    Layers that keep positions (activations, sums, concatenation) pass fields on; so do layers that only move values (Permute, Flatten,
+    Reshape), as ``rearranged``. Layers that mix all positions (InnerProduct, global pooling, MVN) give the whole picture. Bottoms that are
+    read for their sizes alone (the second of Crop) do not count.
 
     Raises:
         DataError: the net's input has no positions.
@@ -73,7 +89,7 @@ def receptive_fields(net: Net) -> dict[str, ReceptiveField]:
     start = ReceptiveField(source, "", (shape[2], shape[3]), (1.0, 1.0), (0.0, 0.0), (0.0, 0.0))
     fields = {source: start}
     for layer in net.layers:
-        below = [fields[bottom] for bottom in layer.bottoms if bottom in fields]
+        below = _fields_below(layer, fields)
         if layer.IS_DATA or not below:
             continue
         for top, top_shape in zip(layer.tops, layer.top_shapes, strict=True):
@@ -87,7 +103,7 @@ def receptive_field_figure(net: Net, *, theme: Theme = LIGHT) -> tuple[Figure, s
     found = list(receptive_fields(net).values())[1:]
     first: dict[object, ReceptiveField] = {}
     for field in found:
-        if not field.whole:
+        if field.located:
             first.setdefault((field.size, field.stride), field)
     fields = list(first.values())
     height, width = net.blob_shapes[picture_input(net)][2:]
@@ -123,9 +139,19 @@ def receptive_field_figure(net: Net, *, theme: Theme = LIGHT) -> tuple[Figure, s
     return figure, caption
 
 
+def _fields_below(layer: Layer, fields: Mapping[str, ReceptiveField]) -> list[ReceptiveField]:
+    """Return the fields of the bottoms whose values the layer reads; of the first bottom, marked as rearranged, where it reads sizes alone."""
+    read = [bottom for index, bottom in enumerate(layer.bottoms) if index not in layer.SIZE_BOTTOMS]
+    if not read:
+        return [replace(fields[bottom], rearranged=True) for bottom in layer.bottoms[:1] if bottom in fields]
+    return [fields[bottom] for bottom in read if bottom in fields]
+
+
 def _through(layer: Layer, top: str, positions: tuple[int, int], below: list[ReceptiveField], picture: tuple[int, int]) -> ReceptiveField:
     window = _window(layer)
-    if window is None or any(field.whole for field in below):
+    if not any(field.whole for field in below) and (window is None or any(f.rearranged for f in below)) and _moves(layer):
+        return _largest(layer, top, positions, below)
+    if window is None or not all(field.located for field in below):
         return ReceptiveField(top, layer.name, positions, (0.0, 0.0), (0.0, 0.0), (picture[0] - 1.0, picture[1] - 1.0), whole=True)
     sides = []
     for axis in range(2):
@@ -138,6 +164,17 @@ def _through(layer: Layer, top: str, positions: tuple[int, int], below: list[Rec
         sides.append((stride * step, start, end))
     (sh, th, eh), (sw, tw, ew) = sides
     return ReceptiveField(top, layer.name, positions, (sh, sw), (th, tw), (eh, ew))
+
+
+def _moves(layer: Layer) -> bool:
+    return layer.TRAITS.role in _MOVES or len(layer.SIZE_BOTTOMS) >= len(layer.bottoms)
+
+
+def _largest(layer: Layer, top: str, positions: tuple[int, int], below: list[ReceptiveField]) -> ReceptiveField:
+    """Return the field of a top whose values are those of the bottoms at other places, or each computed from one of them."""
+    sides = [max((f.end[axis] - f.start[axis], f.stride[axis], f.start[axis], f.end[axis]) for f in below) for axis in range(2)]
+    (_, sh, th, eh), (_, sw, tw, ew) = sides
+    return ReceptiveField(top, layer.name, positions, (sh, sw), (th, tw), (eh, ew), rearranged=True)
 
 
 def _window(layer: Layer) -> tuple[Span, Span] | None:

@@ -152,7 +152,7 @@ def top_images_figure(
                 image = _centred(enlarge(np.ascontiguousarray(shown[top:bottom, left:right]), side), side, theme)
             title = f"unit {unit}" if rank == 0 else ""
             panels.append(Panel(image, title, f"{found.values[unit, rank]:.3g}" if index >= 0 else "–"))
-    crop = f"cropped to the receptive field ({field.size[0]} × {field.size[1]} pixels)" if field and not field.whole else "whole"
+    crop = f"cropped to the receptive field ({field.size[0]} × {field.size[1]} pixels)" if field and field.located else "whole"
     chosen = f"the {columns} pictures of {found.done} with" if columns < found.done else "the pictures by"
     caption = f"Blob '{found.blob}': {chosen} the largest value of each unit, {crop}."
     return panels_figure(panels, f"Top pictures  ·  {found.blob}", caption, columns=columns, theme=theme), caption

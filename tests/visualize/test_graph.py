@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from matplotlib.patches import FancyBboxPatch
+from numpy.typing import NDArray
 
 from caffetools.errors import DataError, NetError, RunFailed
 from caffetools.layers.registry import layer_types
@@ -294,3 +295,33 @@ def test_an_arrow_that_leaves_to_the_right_has_its_shape_on_the_left() -> None:
     for curve in placed.layout.arrows:
         for x, y, words in placed.labels:
             assert not [p for p in _first_points(curve) if x < p[0] < x + text_width(words, 5.5) and y - 9 < p[1] < y], words
+
+
+def points_of(curve: list[tuple[float, float]]) -> NDArray[np.float64]:
+    share = np.linspace(0, 1, 33)[:, None]
+    pieces = [np.array(curve[first : first + 4]) for first in range(0, len(curve) - 1, 3)]
+    return np.concatenate(
+        [(1 - share) ** 3 * a + 3 * (1 - share) ** 2 * share * b + 3 * (1 - share) * share**2 * c + share**3 * d for a, b, c, d in pieces]
+    )
+
+
+def test_no_arrow_runs_behind_a_box() -> None:
+    # Boxes 1 and 2 are of one rank, and an arrow of the low one, 1, passes under the high one.
+    sizes = [(160.0, 44.0)] * 2 + [(200.0, 104.0)] + [(160.0, 44.0)] * 6
+    arrows = [(0, 1), (0, 2), (2, 3), (3, 4), (1, 5), (4, 5), (1, 6), (4, 6), (5, 7), (6, 7), (5, 8), (7, 8)]
+    layout = lay_out(sizes, arrows, engine="own")
+    for arrow, curve in zip(arrows, layout.arrows, strict=True):
+        x, y = points_of(curve).T
+        for index, ((left, top), (width, height)) in enumerate(zip(layout.boxes, sizes, strict=True)):
+            inside = (x > left + 1) & (x < left + width - 1) & (y > top + 1) & (y < top + height - 1)
+            assert not inside.any(), (arrow, index)
+
+
+def test_a_box_with_many_shapes_lists_only_those_that_fit_below_it() -> None:
+    slices = "".join(f'top: "s{i}" ' for i in range(4)) + "slice_param { slice_point: [1, 3, 6] }"
+    text = data("dim: 1 dim: 10 dim: 8 dim: 8") + f'layer {{ name: "slice" type: "Slice" bottom: "data" {slices} }}'
+    placed = place_graph(graph_of(text + "".join(conv(f"c{i}", f"s{i}") for i in range(4))), engine="own")
+    (_, top), (_, height) = placed.layout.boxes[1], placed.sizes[1]
+    below = [(y, words) for _, y, words in placed.labels if y > top + height]
+    assert [words for _, words in below] == ["1 × 8 × 8", "2 × 8 × 8 +2"]
+    assert max(y for y, _ in below) < min(y for _, y in placed.layout.boxes[2:]) - 7

@@ -66,11 +66,16 @@ def test_published_receptive_fields(name: str, blob: str, size: int, stride: int
     assert field.size == (size, size) and field.stride == (stride, stride)
 
 
-def test_fields_are_where_gradients_reach() -> None:
-    net = net_of(STACK)
+def filled(net: Net) -> Net:
+    """The net with weights that let every gradient pass."""
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.fill_(0.1)
+    return net
+
+
+def test_fields_are_where_gradients_reach() -> None:
+    net = filled(net_of(STACK))
     image = np.ones((3, 16, 16), np.float32)
     for blob in ("conv1", "pool", "conv2"):
         field = receptive_fields(net)[blob]
@@ -87,6 +92,35 @@ def test_fields_end_at_layers_that_mix_all_positions() -> None:
     assert fields["ip"].whole and fields["ip"].box(0, 0, (16, 16)) == (0, 0, 16, 16)
     figure, caption = receptive_field_figure(net_of(STACK + linear(3, "conv2")))
     assert caption == "4 blobs, 1 of which depend on the whole picture; the largest field of the others is 9 × 9." and len(figure.axes) == 2
+
+
+def test_a_bottom_that_is_read_for_its_size_does_not_widen_a_field() -> None:
+    """The skip connection of a U-Net: a crop of early features to the size of late ones depends on the early features alone."""
+    crop = 'layer { name: "crop" type: "Crop" bottom: "conv1" bottom: "conv3" top: "crop" crop_param { axis: 2 } }\n'
+    net = net_of(data("dim: 1 dim: 3 dim: 16 dim: 16") + conv("conv1", "data") + conv("conv2", "conv1") + conv("conv3", "conv2") + crop)
+    fields = receptive_fields(net)
+    assert fields["conv3"].size == (7, 7) and fields["crop"].size == fields["conv1"].size == (3, 3)
+    gradient = saliency(filled(net), np.ones((3, 16, 16), np.float32), blob="crop", unit=(0, 3, 4))
+    top, left, bottom, right = fields["crop"].box(3, 4, (16, 16))
+    rows, columns = np.nonzero(np.abs(gradient).sum(0))
+    assert (rows.min(), columns.min(), rows.max() + 1, columns.max() + 1) == (top, left, bottom, right)
+
+
+def test_values_that_only_move_keep_the_size_of_their_field() -> None:
+    moved = 'layer { name: "perm" type: "Permute" bottom: "conv2" top: "perm" permute_param { order: [0, 2, 3, 1] } }\n'
+    moved += 'layer { name: "flat" type: "Flatten" bottom: "perm" top: "flat" }\n'
+    moved += 'layer { name: "early" type: "Flatten" bottom: "conv1" top: "early" }\n'
+    moved += 'layer { name: "join" type: "Concat" bottom: "early" bottom: "flat" top: "join" }\n'
+    prior = 'layer { name: "prior" type: "PriorBox" bottom: "conv2" bottom: "data" top: "prior" prior_box_param { min_size: 4 } }\n'
+    net = net_of(STACK + moved + prior + linear(3, "join"))
+    fields = receptive_fields(net)
+    assert {name for name, field in fields.items() if field.rearranged} == {"perm", "flat", "early", "join", "prior"}
+    assert all(fields[name].size == fields["conv2"].size == (9, 9) for name in ("perm", "flat", "join", "prior"))
+    assert fields["early"].size == (3, 3) and fields["ip"].whole
+    assert fields["flat"].box(0, 5, (16, 16)) == (0, 0, 16, 16)
+    reached = np.argwhere(np.abs(saliency(filled(net), np.ones((3, 16, 16), np.float32), blob="flat", unit=60)).sum(0))
+    assert tuple(np.ptp(reached, axis=0) + 1) <= (9, 9)
+    assert receptive_field_figure(net)[1].startswith("9 blobs, 1 of which depend on the whole picture; the largest field")
 
 
 def test_top_images_are_the_largest_of_all(model: PictureNet, pictures: list[Path]) -> None:
