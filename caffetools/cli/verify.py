@@ -52,12 +52,15 @@ def verify(
     from caffetools.data.images import parse_size
     from caffetools.infer.classifier import PreprocessOptions, find_pictures, spread
     from caffetools.infer.compare import Candidate, compare_engines
+    from caffetools.infer.load import ENGINES
     from caffetools.project.next_step import after_verify
 
     _check_options(pictures)
     names = [name.strip() for name in engines.split(",") if name.strip()]
     if not names:
         raise typer.BadParameter("name at least one engine", param_hint="--engines")
+    if unknown := [name for name in names if name not in ENGINES]:
+        raise typer.BadParameter(f"unknown engine '{unknown[0]}'; known are {', '.join(ENGINES)}", param_hint="--engines")
     prepared = PreprocessOptions(mean=mean, scale=scale, resize=parse_size(resize) if resize else None)
     others = [_candidate(text) for text in models or []]
     if _has_weights(deploy):
@@ -67,6 +70,8 @@ def verify(
     else:
         net, parameters, prepared = deployed(deploy, weights, prepared)
         own = [Candidate(net, parameters, name) for name in names]
+    if len(own) + len(others) < 2:
+        raise typer.BadParameter("nothing to compare with: name a second engine, or a MODEL", param_hint="--engines")
     found = find_pictures(pictures or [])
     files = spread(found, most)
     with progress_sink("Comparing") as events:
@@ -74,7 +79,7 @@ def verify(
     if json:
         print_json([{**row.__dict__, "relative": row.relative} for row in rows])
     else:
-        _print(rows, len(files), len(found))
+        _print(rows, len(files), len(found), tolerance)
     if _failed(rows, {candidate.name for candidate in others}, tolerance):
         raise typer.Exit(1)
     if not json and not _has_weights(deploy):
@@ -118,15 +123,15 @@ def _candidate(text: str) -> Candidate:
     return Candidate(model, weights)
 
 
-def _print(rows: list[OutputComparison], pictures: int, of: int) -> None:
+def _print(rows: list[OutputComparison], pictures: int, of: int, tolerance: float) -> None:
     if pictures:
         console.print(f"On {pictures} of {of} pictures:" if pictures < of else f"On {pictures} pictures:")
-    print_table(("engine: model", "output", ">largest", ">relative", ">mean", ">cosine", ">top-1", ">ms", ""), map(_cells, rows))
+    print_table(("engine: model", "output", ">largest", ">relative", ">mean", ">cosine", ">top-1", ">ms", ""), (_cells(row, tolerance) for row in rows))
 
 
-def _cells(row: OutputComparison) -> list[str]:
+def _cells(row: OutputComparison, tolerance: float) -> list[str]:
     if row.reason:
         return [row.candidate, row.output, "", "", "", "", "", "", row.reason]
     top1 = "" if row.top1 is None else f"{row.top1:.1%}"
     numbers = [f"{row.largest:.3g}", f"{row.relative:.1e}", f"{row.mean:.3g}", f"{row.cosine:.6f}", top1, f"{row.milliseconds:.1f}"]
-    return [row.candidate, row.output, *numbers, ""]
+    return [row.candidate, row.output, *numbers, "" if row.relative <= tolerance else f"differs by more than {tolerance:g}"]

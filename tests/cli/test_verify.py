@@ -83,6 +83,23 @@ def test_a_model_that_cannot_be_run_is_a_failure_and_an_engine_that_is_not_here_
     assert run("verify", *net, f"{deploy}:{weights}")[0] == 1
 
 
+def test_a_comparison_with_nothing_and_an_unknown_engine_are_refused(tmp_path: Path) -> None:
+    """With one row there is no difference to look at, so a script's check would pass or fail without a reason."""
+    net = write_net(tmp_path)
+    code, out, err = run("verify", *net, "--engines", "torch")
+    assert (code, out) == (2, "") and "name a second engine, or a MODEL" in err
+    code, out, err = run("verify", *net, "--engines", "torch,tflite")
+    assert (code, out) == (2, "") and "unknown engine 'tflite'; known are torch, " in err
+
+
+def test_a_row_that_differs_too_much_says_so(tmp_path: Path) -> None:
+    net = write_net(tmp_path)
+    save_weights(Net.from_file(net[0]), tmp_path / "other.caffemodel")
+    code, out, err = run("verify", *net, f"{net[0]}:{tmp_path / 'other.caffemodel'}", "--tolerance", "1e-6")
+    assert (code, err) == (1, "")
+    assert [line.endswith("differs by more than 1e-06") for line in out.splitlines() if ": " in line] == [False, False, False, True]
+
+
 def test_onnxruntime_runs_a_net_of_a_fixed_batch_size(tmp_path: Path) -> None:
     deploy, weights = write_net(tmp_path)
     text = deploy.read_text()
