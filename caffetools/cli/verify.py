@@ -126,7 +126,10 @@ def _candidate(text: str) -> Candidate:
 def _print(rows: list[OutputComparison], pictures: int, of: int, tolerance: float) -> None:
     if pictures:
         console.print(f"On {pictures} of {of} pictures:" if pictures < of else f"On {pictures} pictures:")
-    print_table(("engine: model", "output", ">largest", ">relative", ">mean", ">cosine", ">top-1", ">ms", ""), (_cells(row, tolerance) for row in rows))
+    print_table(
+        ("engine: model", "output", ">largest", ">relative", ">mean", ">cosine", ">top-1", ">ms", ""),
+        (_cells(row, tolerance) for row in rows),
+    )
 
 
 def _cells(row: OutputComparison, tolerance: float) -> list[str]:

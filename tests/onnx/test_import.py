@@ -153,6 +153,8 @@ OPERATORS: dict[str, onnx.ModelProto] = {
     "thresholded": model("ThresholdedRelu", MAPS, alpha=0.3),
     "prelu of places": model("PRelu", MAPS, constants=(numbers(4, 9, 10),)),
     "prelu of one slope": model("PRelu", MAPS, constants=(numbers(1),)),
+    "prelu of volumes": model("PRelu", (1, 3, 2, 4, 5), constants=(numbers(3, 1, 1, 1),)),
+    "prelu of one slope for volumes": model("PRelu", (1, 3, 2, 4, 5), constants=(numbers(1),)),
     "softmax of several axes": model("Softmax", MAPS, opset=11, axis=1),
     "instance norm": model("InstanceNormalization", MAPS, constants=(numbers(4), numbers(4))),
     "group norm": model("GroupNormalization", MAPS, constants=(numbers(4), numbers(4)), num_groups=2, opset=21),
@@ -331,6 +333,13 @@ def test_one_shared_slope_is_a_blob_without_axes() -> None:
     """As real Caffe wants it, which compares shapes."""
     (slope,) = check(OPERATORS["prelu of one slope"]).model.blobs["n"]
     assert slope.shape == ()
+
+
+@pytest.mark.parametrize("name", ["prelu of volumes", "prelu of one slope for volumes"])
+def test_caffes_prelu_is_not_used_for_more_than_four_axes(name: str) -> None:
+    """Real Caffe ends with an error there: it asks the blob for its height and width."""
+    assert [layer.type for layer in check(OPERATORS[name]).model.net.layer].count("PReLU") == 0
+    assert [layer.type for layer in import_model(OPERATORS[name], target="any").model.net.layer] == ["Input", "PReLU"]
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -21,6 +21,8 @@ PLAIN: dict[str, type[Layer]] = {
     "Relu": ReLU, "Sigmoid": Sigmoid, "Tanh": TanH, "Abs": AbsVal, "Softplus": BNLL, "Exp": Exp, "Log": Log,
 }  # fmt: skip
 _SAME = ("Identity", "Dropout")
+# Most axes of a blob of which Caffe gives num, channels, height and width.
+_LEGACY_AXES = 4
 
 
 @importer(*PLAIN)
@@ -75,21 +77,25 @@ def prelu(writer: NetWriter, node: Node) -> None:
     # A slope lies along the last axes; its channels are at axis 1.
     aligned = (1,) * (len(shape) - slope.ndim) + slope.shape
     by_channel = slope.ndim <= len(shape) and len(shape) > 1 and slope.size == aligned[1] == channels
-    if not shared and not by_channel:
-        if slope.ndim > len(shape) or aligned[0] != 1:
-            raise node.error("its slopes differ from item to item")
-        # x = max(x, 0) - max(-x, 0), and the slopes of places are a constant factor of the second.
-        blob = writer.blob(node, node.inputs[0])
-        above = str(writer.layer(node, ReLU.TYPE, [blob], last=False, hint="above").top[0])
-        below = writer.layer(node, ReLU.TYPE, [power(writer, node, blob, scale=-1, last=False)], last=False, hint="below").top[0]
-        full = np.broadcast_to(slope, (1, *shape[1:]))[0]
-        scaled = writer.layer(node, Scale.TYPE, [below], last=False, hint="slopes", weights=[full])
-        scaled.scale_param.num_axes = full.ndim
-        _difference(writer, node, above, scaled.top[0], [1, -1], last=True)
+    if not shared and not by_channel and (slope.ndim > len(shape) or aligned[0] != 1):
+        raise node.error("its slopes differ from item to item")
+    # Caffe's PReLU asks for num, channels, height and width, which a blob of more axes does not have.
+    if (shared or by_channel) and (len(shape) <= _LEGACY_AXES or writer.target == "any"):
+        layer = writer.layer(node, PReLU.TYPE, [writer.blob(node, node.inputs[0])], weights=[slope.reshape(() if shared else (channels,))])
+        if shared:
+            layer.prelu_param.channel_shared = True
         return
-    layer = writer.layer(node, PReLU.TYPE, [writer.blob(node, node.inputs[0])], weights=[slope.reshape(() if shared else (channels,))])
+    # x = max(x, 0) - max(-x, 0), with a factor for the second.
+    blob = writer.blob(node, node.inputs[0])
+    above = str(writer.layer(node, ReLU.TYPE, [blob], last=False, hint="above").top[0])
+    below = str(writer.layer(node, ReLU.TYPE, [power(writer, node, blob, scale=-1, last=False)], last=False, hint="below").top[0])
     if shared:
-        layer.prelu_param.channel_shared = True
+        _difference(writer, node, above, below, [1, -float(slope.reshape(-1)[0])], last=True)
+        return
+    factors = slope.reshape(channels) if by_channel else np.broadcast_to(slope, (1, *shape[1:]))[0]
+    scaled = writer.layer(node, Scale.TYPE, [below], last=False, hint="slopes", weights=[factors])
+    scaled.scale_param.num_axes = factors.ndim
+    _difference(writer, node, above, scaled.top[0], [1, -1], last=True)
 
 
 @importer("Clip")
@@ -139,7 +145,7 @@ def _above(writer: NetWriter, node: Node, blob: str, low: float, *, last: bool) 
     return _difference(writer, node, blob, under, [1, 1], last=last)
 
 
-def _difference(writer: NetWriter, node: Node, first: str, second: str, coefficients: list[int], *, last: bool) -> str:
+def _difference(writer: NetWriter, node: Node, first: str, second: str, coefficients: list[float], *, last: bool) -> str:
     layer = writer.layer(node, Eltwise.TYPE, [first, second], last=last, hint="" if last else "sum")
     if coefficients != [1, 1]:
         layer.eltwise_param.coeff.extend(coefficients)
