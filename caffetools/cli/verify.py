@@ -52,15 +52,10 @@ def verify(
     from caffetools.data.images import parse_size
     from caffetools.infer.classifier import PreprocessOptions, find_pictures, spread
     from caffetools.infer.compare import Candidate, compare_engines
-    from caffetools.infer.load import ENGINES
     from caffetools.project.next_step import after_verify
 
     _check_options(pictures)
-    names = [name.strip() for name in engines.split(",") if name.strip()]
-    if not names:
-        raise typer.BadParameter("name at least one engine", param_hint="--engines")
-    if unknown := [name for name in names if name not in ENGINES]:
-        raise typer.BadParameter(f"unknown engine '{unknown[0]}'; known are {', '.join(ENGINES)}", param_hint="--engines")
+    names = _engine_names(engines)
     prepared = PreprocessOptions(mean=mean, scale=scale, resize=parse_size(resize) if resize else None)
     others = [_candidate(text) for text in models or []]
     if _has_weights(deploy):
@@ -84,6 +79,17 @@ def verify(
         raise typer.Exit(1)
     if not json and not _has_weights(deploy):
         print_next(after_verify(deploy, weights))
+
+
+def _engine_names(engines: str) -> list[str]:
+    from caffetools.infer.load import ENGINES
+
+    names = [name.strip() for name in engines.split(",") if name.strip()]
+    if not names:
+        raise typer.BadParameter("name at least one engine", param_hint="--engines")
+    if unknown := [name for name in names if name not in ENGINES]:
+        raise typer.BadParameter(f"unknown engine '{unknown[0]}'; known are {', '.join(ENGINES)}", param_hint="--engines")
+    return names
 
 
 def _failed(rows: list[OutputComparison], models: set[str], tolerance: float) -> bool:

@@ -57,6 +57,23 @@ class LRN(Layer):
             mean = F.avg_pool2d(x * x, self.size, 1, pad)
         return x * (mean * self.alpha + 1.0).pow(-self.beta)
 
+    def with_running_sums(self, x: Tensor) -> Tensor:
+        """Return ``forward(x)`` across channels with each window's sum made of the one before, as Caffe's and onnxruntime's loops make it.
+
+        A square that is large next to the others rounds them off, and they stay so when it leaves the window.
+        """
+        square, reach = x * x * (self.alpha / self.size), self.size // 2
+        scale, scales = torch.full_like(x[:, 0], self.k), []
+        for entering in square[:, :reach].unbind(1):
+            scale = scale + entering
+        for channel in range(x.shape[1]):
+            if channel + reach < x.shape[1]:
+                scale = scale + square[:, channel + reach]
+            if channel > reach:
+                scale = scale - square[:, channel - reach - 1]
+            scales.append(scale)
+        return x * torch.stack(scales, 1).pow(-self.beta)
+
     def gradients_from_blobs(
         self, recorded: Sequence[Tensor] | None, bottoms: Sequence[Tensor], tops: Sequence[Tensor], gradients: Sequence[Tensor]
     ) -> list[Tensor] | None:

@@ -15,6 +15,7 @@ from torch.func import functional_call
 from caffetools.layers.base import Layer
 from caffetools.layers.convolution import Convolution, Deconvolution
 from caffetools.layers.inner_product import InnerProduct
+from caffetools.layers.lrn import LRN
 from caffetools.layers.recurrent import Recurrent
 from caffetools.net.malloc_tuning import return_freed_memory
 from caffetools.net.net import Net
@@ -50,11 +51,13 @@ def run_rounded(net: Net, inputs: Mapping[str, Tensor], seed: int) -> Iterator[t
     """Run ``net`` as :func:`run_single` does, with other rounding: another sample of what float32 makes of the same net and inputs.
 
     What convolutions and inner products read differs at random by one unit in the last place (Monte Carlo arithmetic), as it may
-    between float32 programs that sum in other orders.
+    between float32 programs that sum in other orders. LRN across channels keeps a running sum, as Caffe does.
     """
     random = torch.Generator().manual_seed(seed)
 
     def run(layer: Layer, bottoms: list[Tensor]) -> Sequence[Tensor]:
+        if isinstance(layer, LRN) and layer.across:
+            return [layer.with_running_sums(*bottoms)]
         if isinstance(layer, Convolution | Deconvolution | InnerProduct):
             bottoms = [x * (1 + _LAST_PLACE * (2 * torch.randint(2, x.shape, generator=random, dtype=x.dtype) - 1)) for x in bottoms]
         return layer.run(*bottoms)

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from caffetools.engines.onnxruntime import open_session
+from caffetools.errors import ExportMismatch
+from caffetools.layers.lrn import LRN as LRNLayer
 from caffetools.net.net import Net
 from caffetools.onnx.export import LRN_FORMS, build, export, to_onnx
 from caffetools.onnx.lrn import expand_lrn
@@ -40,6 +42,27 @@ def test_it_is_verified_like_an_export(channels: int, size: int, alpha: float, b
     onnx.checker.check_model(proto, full_check=True)
     data = (np.random.default_rng(size).normal(size=(2, channels, 5, 6)) * 60).astype(np.float32)
     verify_model(from_proto(proto), net, shapes.cases, {"data": data})
+
+
+@pytest.mark.parametrize(("size", "alpha", "beta", "k", "gain"), [(1, 1, 1.3, 2, 50), (1, 1, 0.75, 1, 1000), (5, 1e-4, 0.75, 1, 1000)])
+def test_the_rounding_of_running_sums_is_allowed(size: int, alpha: float, beta: float, k: float, gain: float) -> None:
+    """Caffe's own LRN adds to its sum the channel that enters a window and subtracts the one that leaves, and onnxruntime's does so too."""
+    net = net_of(DATA % 9 + LRN % ("n", size, alpha, beta, k))
+    model, shapes = build(net)
+    data = (np.random.RandomState(0).randn(2, 9, 5, 6) * gain).astype(np.float32)
+    verification = verify_model(model, net, shapes.cases, {"data": data})
+    (layer,) = (layer for layer in net.layers if isinstance(layer, LRNLayer))
+    summed = layer.with_running_sums(torch.from_numpy(data))
+    got = open_session(model.to_proto()).run({"data": data})["n"]
+    np.testing.assert_allclose(got, summed.numpy(), rtol=1e-6, atol=1e-6 * float(summed.abs().max()))
+    assert verification.largest < 0.1
+
+
+def test_a_wrong_lrn_is_found_all_the_same() -> None:
+    net = net_of(DATA % 9 + LRN % ("n", 1, 1, 0.75, 1))
+    model, shapes = build(net_of(DATA % 9 + LRN % ("n", 1, 1.1, 0.75, 1)))
+    with pytest.raises(ExportMismatch, match="the first blob that differs is 'n', of layer 'n'"):
+        verify_model(model, net, shapes.cases)
 
 
 def test_values_keep_their_names_and_other_nodes_are_kept() -> None:
