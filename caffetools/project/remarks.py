@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 
 from caffetools.data.datasets.card import DatasetCard
 from caffetools.layers.accuracy import Accuracy
+from caffetools.layers.base import Layer
 from caffetools.layers.registry import traits
+from caffetools.layers.softmax import SoftmaxWithLoss
 from caffetools.net.net import Net
 from caffetools.net.phases import layer_included, make_state
 from caffetools.proto.schema import TRAIN, NetParameter
@@ -24,6 +26,8 @@ _LEAST_TESTS = 4
 # A test loss that fell by this share in the last quarter of a training, to a value that is not near 0, would fall further.
 _FALL = 0.05
 _LOW_LOSS = 0.05
+# A network that is better than guessing by less than this share of what a perfect one is better, has learned next to nothing.
+_LITTLE = 0.05
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,9 @@ class LossTrend:
         return self.last == self.lowest and _LOW_LOSS < self.last < self.earlier * (1 - _FALL)
 
 
-def remarks_on_run(confusion: Confusion, log: TrainingLog, card: DatasetCard, *, from_scratch: bool) -> list[str]:
+def remarks_on_run(
+    confusion: Confusion, log: TrainingLog, card: DatasetCard, *, from_scratch: bool, loss: float | None = None
+) -> list[str]:
     """Return all remarks on a run of ``finetune``.
 
     Args:
@@ -92,25 +98,36 @@ def remarks_on_run(confusion: Confusion, log: TrainingLog, card: DatasetCard, *,
         log: The training's log.
         card: The dataset.
         from_scratch: Whether it was trained from random weights.
+        loss: Mean cross-entropy of the held-out images, if it is known.
     """
     advice = OF_SCRATCH if from_scratch else OF_FINETUNE
-    return [*remarks_on(confusion, advice), *remarks_on_log(log, advice), *remarks_on_data(card)]
+    return [*remarks_on(confusion, advice, loss), *remarks_on_log(log, advice), *remarks_on_data(card)]
 
 
-def remarks_on(confusion: Confusion, advice: Advice = OF_FINETUNE) -> list[str]:
-    """Return remarks on a result at chance level, or with classes of too few images.
+def remarks_on(confusion: Confusion, advice: Advice = OF_FINETUNE, loss: float | None = None) -> list[str]:
+    """Return remarks on a result near chance level, on one class for all images, and on classes of too few images.
 
     Args:
         confusion: The result on held-out images.
         advice: What to change.
+        loss: Mean cross-entropy of the images, if it is known.
     """
-    remarks = remarks_on_accuracy(confusion.accuracy, len(confusion.names), confusion.total, advice)
-    unmeasured = [score.name for score in confusion.scores() if score.pictures == 0]
+    remarks = remarks_on_accuracy(confusion.accuracy, len(confusion.names), confusion.total, advice, loss)
+    scores = confusion.scores()
+    if (
+        not remarks
+        and (only := next((score for score in scores if score.claimed == confusion.total), None))
+        and only.right < confusion.total
+    ):
+        remarks.append(
+            f"The network answers {only.name} for every held-out image; the accuracy of {confusion.accuracy:.1%} is the share of that class."
+        )
+    unmeasured = [score.name for score in scores if score.pictures == 0]
     if unmeasured:
         remarks.append(f"{_classes(unmeasured, 'has', 'have')} no held-out image, so nothing is known about {_pronoun(unmeasured)}.")
-    missed = [score.name for score in confusion.scores() if score.pictures and not score.right]
-    # At chance level that holds for most classes and adds nothing.
-    if missed and not is_chance_level(confusion.accuracy, len(confusion.names), confusion.total):
+    missed = [score.name for score in scores if score.pictures and not score.right]
+    # Near chance level that holds for most classes and adds nothing.
+    if missed and not has_learned_nothing(confusion.accuracy, len(confusion.names), confusion.total, loss):
         remarks.append(f"{_classes(missed, 'is', 'are')} never recognized on the held-out images.")
     return remarks
 
@@ -139,6 +156,34 @@ def is_chance_level(accuracy: float, classes: int, images: int) -> bool:
     return accuracy <= chance + 2 * math.sqrt(chance * (1 - chance) / images)
 
 
+def is_near_chance(accuracy: float, classes: int, loss: float | None) -> bool:
+    """Return whether a network is hardly better than guessing, though more than luck: in accuracy and in cross-entropy.
+
+    Guessing gives 1 / ``classes`` and log(``classes``), a perfect network 1 and 0; near is within 5 % of that distance. A network
+    that overfits may have a loss above log(``classes``), but not such an accuracy.
+
+    Args:
+        accuracy: From 0 to 1.
+        classes: Number of classes.
+        loss: Mean cross-entropy; None where it is not known, and nothing is decided (False).
+    """
+    if classes < 2 or loss is None:
+        return False
+    return accuracy < 1 / classes + _LITTLE * (1 - 1 / classes) and loss > (1 - _LITTLE) * math.log(classes)
+
+
+def has_learned_nothing(accuracy: float, classes: int, images: int, loss: float | None) -> bool:
+    """Return whether a result is at chance level or near it.
+
+    Args:
+        accuracy: From 0 to 1.
+        classes: Number of classes.
+        images: Number of images it was measured on.
+        loss: Mean cross-entropy, if it is known.
+    """
+    return is_chance_level(accuracy, classes, images) or is_near_chance(accuracy, classes, loss)
+
+
 def accuracy_interval(right: int, total: int) -> tuple[float, float]:
     """Return the 95 % confidence interval of a share (Wilson 1927), within 0 and 1.
 
@@ -153,17 +198,23 @@ def accuracy_interval(right: int, total: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def remarks_on_accuracy(accuracy: float, classes: int, images: int, advice: Advice = OF_FINETUNE) -> list[str]:
-    """Return a remark on an accuracy that guessing would reach too.
+def remarks_on_accuracy(accuracy: float, classes: int, images: int, advice: Advice = OF_FINETUNE, loss: float | None = None) -> list[str]:
+    """Return a remark on an accuracy that guessing would reach too, or nearly.
 
     Args:
         accuracy: From 0 to 1.
         classes: Number of classes.
         images: Number of images it was measured on.
         advice: What to change.
+        loss: Mean cross-entropy of these images, if it is known.
     """
     if not is_chance_level(accuracy, classes, images):
-        return []
+        if loss is None or not is_near_chance(accuracy, classes, loss):
+            return []
+        return [
+            f"The accuracy of {accuracy:.1%} is hardly better than guessing one of {classes} classes ({1 / classes:.1%}), and so is the loss "
+            f"of {loss:.3g} (guessing: {math.log(classes):.3g}): the network has learned next to nothing. {advice.chance}"
+        ]
     if is_chance_level(1.0, classes, images) or (accuracy > 1 / classes and images < FEW_IMAGES):
         counted = "1 held-out image" if images == 1 else f"{images} held-out images"
         return [f"{counted} cannot show whether the network is better than guessing one of {classes} classes; hold out more."]
@@ -247,7 +298,7 @@ def is_set_up_for_finetuning(net: NetParameter) -> bool:
 
 
 def remarks_on_training(history: History, net: Net | None, batches: int, log: TrainingLog | None) -> list[str]:
-    """Return remarks on a training: its last test at chance level, and overfitting.
+    """Return remarks on a training: its last test near chance level, and overfitting.
 
     Args:
         history: What was tested.
@@ -261,10 +312,17 @@ def remarks_on_training(history: History, net: Net | None, batches: int, log: Tr
     accuracy = next((layer for layer in layers if isinstance(layer, Accuracy) and layer.param.accuracy_param.top_k == 1), None)
     if net is not None and accuracy is not None:
         scores = net.blob_shapes[accuracy.bottoms[0]]
-        value = next((output.value for output in tests[-1].outputs if output.name == accuracy.tops[0]), None)
+        outputs = {output.name: output.value for output in tests[-1].outputs}
+        value = outputs.get(accuracy.tops[0])
+        loss = next((outputs.get(layer.tops[0]) for layer in layers if _is_cross_entropy(layer, accuracy.bottoms[0])), None)
         if value is not None and len(scores) > 1:
-            remarks += remarks_on_accuracy(value, scores[1], scores[0] * batches, OF_TRAIN)
+            remarks += remarks_on_accuracy(value, scores[1], scores[0] * batches, OF_TRAIN, loss)
     return remarks + (remarks_on_log(log, OF_TRAIN) if log is not None else [])
+
+
+def _is_cross_entropy(layer: Layer, scores: str) -> bool:
+    """Return whether a layer's top is the mean cross-entropy of the blob ``scores``."""
+    return isinstance(layer, SoftmaxWithLoss) and layer.bottoms[0] == scores and layer.normalization != "NONE"
 
 
 def _loss(row: LogRow) -> float | None:

@@ -21,7 +21,7 @@ from caffetools.onnx.model import file_size
 from caffetools.project.config import FinetuneConfig
 from caffetools.project.evaluate import Evaluation
 from caffetools.project.history import CPU_THREADS, describe_environment
-from caffetools.project.remarks import accuracy_interval, is_chance_level
+from caffetools.project.remarks import accuracy_interval, has_learned_nothing
 from caffetools.project.report_steps import after_run, better_run
 from caffetools.project.run import FinetuneResult
 from caffetools.proto.text import read_net
@@ -99,7 +99,8 @@ def report_of(title: str, summary: str, runs: Sequence[RunRecord], steps: Sequen
     last = runs[-1]
     confusion = last.evaluation.confusion
     remarks = [remark for item in runs for remark in item.remarks]
-    failed = is_chance_level(confusion.accuracy, len(confusion.names), confusion.total) or (last.onnx is not None and not last.onnx.passed)
+    chance = has_learned_nothing(confusion.accuracy, len(confusion.names), confusion.total, last.evaluation.loss)
+    failed = chance or (last.onnx is not None and not last.onnx.passed)
     good = False if failed else None if remarks else True
     return Report(
         title=title,
@@ -150,7 +151,7 @@ def _exported(item: RunRecord) -> Path | None:
 def _record(item: FinetuneResult, title: str) -> RunRecord:
     run, schedule = item.run, item.schedule
     config = run.config
-    again = better_run(config, schedule.epochs, item.log, item.evaluation.confusion, item.card.train_count, schedule.batch)
+    again = better_run(config, schedule.epochs, item.log, item.evaluation, item.card.train_count, schedule.batch)
     return RunRecord(
         title, run.model, schedule.describe(), config.out, item.card, item.log, item.evaluation, item.deploy, item.weights, run.weights,
         onnx_check(item), item.remarks, describe_environment(config.device, config.seed), again,

@@ -102,9 +102,9 @@ def _record(
         batch=config.batch,
         base_lr=solver.base_lr,
     )
-    remarks = remarks_on_run(evaluation.confusion, log, card, from_scratch=config.from_scratch)
+    remarks = remarks_on_run(evaluation.confusion, log, card, from_scratch=config.from_scratch, loss=evaluation.loss)
     note = schedule.describe()
-    again = better_run(config, schedule.epochs, log, evaluation.confusion, card.train_count, schedule.batch)
+    again = better_run(config, schedule.epochs, log, evaluation, card.train_count, schedule.batch)
     if snapshot.iteration < solver.max_iter:
         remarks.append(f"The training is not finished: this is iteration {snapshot.iteration} of {solver.max_iter}.")
         note = f"iteration {snapshot.iteration} of {solver.max_iter}, learning rate {solver.base_lr:g}."

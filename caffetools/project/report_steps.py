@@ -8,8 +8,9 @@ from pathlib import Path
 
 from caffetools.data.datasets.card import DatasetCard
 from caffetools.project.config import FinetuneConfig, command
+from caffetools.project.evaluate import Evaluation
 from caffetools.project.next_step import find_picture, has_onnx_form
-from caffetools.project.remarks import is_chance_level, loss_trend
+from caffetools.project.remarks import has_learned_nothing, loss_trend
 from caffetools.results import Confusion, Step
 from caffetools.solver.logs.training_log import TrainingLog
 
@@ -54,14 +55,14 @@ def after_run(card: DatasetCard, confusion: Confusion, deploy: Path, weights: Pa
     return steps
 
 
-def better_run(config: FinetuneConfig, epochs: int, log: TrainingLog, confusion: Confusion, images: int, batch: int) -> Step | None:
+def better_run(config: FinetuneConfig, epochs: int, log: TrainingLog, result: Evaluation, images: int, batch: int) -> Step | None:
     """Return the next run where the log asks for one: longer, or shorter; None where it does not.
 
     Args:
         config: The run's settings.
         epochs: Epochs it was trained for.
         log: Its log.
-        confusion: Its result on held-out images.
+        result: Its result on held-out images.
         images: Training images.
         batch: Images per batch.
     """
@@ -73,7 +74,8 @@ def better_run(config: FinetuneConfig, epochs: int, log: TrainingLog, confusion:
                 "Train less", _with_epochs(config, best), f"The loss on held-out images was lowest after {best} of {epochs} epochs."
             )
         return None
-    chance = is_chance_level(confusion.accuracy, len(confusion.names), confusion.total)
+    confusion = result.confusion
+    chance = has_learned_nothing(confusion.accuracy, len(confusion.names), confusion.total, result.loss)
     if chance or (trend is not None and trend.improving):
         return Step(
             "Train longer",

@@ -109,4 +109,5 @@ class FinetuneResult:
     @property
     def remarks(self) -> list[str]:
         """What a user should know about the result, in sentences; empty if there is nothing."""
-        return remarks_on_run(self.evaluation.confusion, self.log, self.card, from_scratch=self.run.weights is None)
+        scratch = self.run.weights is None
+        return remarks_on_run(self.evaluation.confusion, self.log, self.card, from_scratch=scratch, loss=self.evaluation.loss)

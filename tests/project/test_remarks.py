@@ -15,23 +15,30 @@ import pytest
 
 from caffetools.data.datasets.card import DatasetCard, load_card
 from caffetools.infer.classifier import Classifier
+from caffetools.net.net import Net
 from caffetools.project.config import FinetuneConfig, flags_of
-from caffetools.project.evaluate import evaluate, held_out
+from caffetools.project.evaluate import Evaluation, evaluate, held_out
 from caffetools.project.remarks import (
     OF_SCRATCH,
     OF_TRAIN,
     accuracy_interval,
     is_chance_level,
+    is_near_chance,
     loss_trend,
     remarks_on,
     remarks_on_accuracy,
     remarks_on_data,
     remarks_on_log,
+    remarks_on_training,
 )
 from caffetools.project.report import title_and_summary
 from caffetools.project.report_steps import better_run
 from caffetools.proto.blobs import Array
+from caffetools.proto.schema import NetParameter
+from caffetools.proto.text import parse
 from caffetools.results import Confusion
+from caffetools.solver.callbacks import History
+from caffetools.solver.control import Output, TestResult
 from caffetools.solver.logs.training_log import LogRow, TrainingLog
 from tests.cli.inprocess import run_well
 from tests.project.shapes import TRAIN_VAL, draw_shapes
@@ -108,7 +115,43 @@ def test_classes_that_are_never_recognized_or_never_measured_are_named() -> None
         "The class c is never recognized on the held-out images.",
     ]
     several = remarks_on(Confusion.from_labels([0] * 40 + [1, 2, 3], [0] * 43, names))
-    assert several == ["3 classes (b, c, d) are never recognized on the held-out images."]
+    assert several == [
+        "The network answers a for every held-out image; the accuracy of 93.0% is the share of that class.",
+        "3 classes (b, c, d) are never recognized on the held-out images.",
+    ]
+
+
+def test_a_result_that_is_hardly_better_than_guessing_is_remarked_with_its_loss() -> None:
+    # 9 of 240 images: more than luck for 120 classes, but the loss is that of guessing, log(120) = 4.787.
+    true = [index % 120 for index in range(240)]
+    confusion = Confusion.from_labels(
+        true, [label if index < 9 else (label + 1) % 120 for index, label in enumerate(true)], list(map(str, range(120)))
+    )
+    assert not is_chance_level(confusion.accuracy, 120, 240)
+    (remark,) = remarks_on(confusion, OF_SCRATCH, 4.77)
+    assert remark.startswith(
+        "The accuracy of 3.8% is hardly better than guessing one of 120 classes (0.8%), and so is the loss of 4.77 (guessing: 4.79)"
+    )
+    assert "instead of --from-scratch" in remark
+    (other,) = remarks_on(confusion, OF_SCRATCH, 4.5)
+    assert "never recognized" in other
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "classes", "loss", "near"),
+    [
+        (0.036, 120, 4.77, True),
+        (0.036, 120, 4.4, False),  # the probabilities separate the classes already
+        (0.158, 120, 6.71, False),  # it overfits, but has learned
+        (0.52, 2, 0.69, True),
+        (0.6, 2, 0.69, False),
+        (0.036, 120, None, False),
+        (0.036, 120, math.nan, False),
+        (1.0, 1, 0.0, False),
+    ],
+)
+def test_near_chance_by_hand(accuracy: float, classes: int, loss: float | None, near: bool) -> None:
+    assert is_near_chance(accuracy, classes, loss) == near
 
 
 def test_at_chance_level_only_that_is_stated() -> None:
@@ -145,15 +188,40 @@ def test_the_interval_of_an_accuracy() -> None:
 
 
 def test_a_better_run_is_longer_or_shorter_or_none() -> None:
-    config, good = FinetuneConfig(Path("photos"), Path("runs/run"), epochs=8), Confusion.from_labels([0, 1] * 20, [0, 1] * 20, ["a", "b"])
+    config, good = FinetuneConfig(Path("photos"), Path("runs/run"), epochs=8), answers([0, 1] * 20, 0.2)
     longer = better_run(config, 8, log_of(FALLING, FALLING), good, 80, 8)
     assert longer is not None and longer.command == "caffetools finetune photos -o runs/run-16-epochs --epochs 16"
     shorter = better_run(config, 8, log_of(FALLING, OVERFITTING), good, 80, 8)
     assert shorter is not None and shorter.command == "caffetools finetune photos -o runs/run-3-epochs --epochs 3"
     flat = [2.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
     assert better_run(config, 8, log_of(FALLING, flat), good, 80, 8) is None
-    guessing = Confusion.from_labels([0, 1] * 20, [0, 0] * 20, ["a", "b"])
-    assert better_run(config, 8, log_of(FALLING, flat), guessing, 80, 8) is not None
+    assert better_run(config, 8, log_of(FALLING, flat), answers([0, 0] * 20, 0.2), 80, 8) is not None
+    assert better_run(config, 8, log_of(FALLING, flat), answers([0, 1, 0, 0] * 2000, 0.5), 80, 8) is None
+    assert better_run(config, 8, log_of(FALLING, flat), answers([0, 1, 0, 0, *[0, 0] * 20] * 400, 0.69), 80, 8) is not None
+
+
+@pytest.mark.parametrize(("normalization", "remarked"), [("VALID", True), ("NONE", False)])
+def test_a_training_that_ends_hardly_above_chance_is_remarked_where_its_loss_is_a_mean(normalization: str, remarked: bool) -> None:
+    net = Net(
+        parse(
+            f"""
+        layer {{ name: "data" type: "Input" top: "scores" top: "label"
+          input_param {{ shape {{ dim: 24 dim: 120 }} shape {{ dim: 24 }} }} }}
+        layer {{ name: "accuracy" type: "Accuracy" bottom: "scores" bottom: "label" top: "accuracy" }}
+        layer {{ name: "loss" type: "SoftmaxWithLoss" bottom: "scores" bottom: "label" top: "loss"
+          loss_param {{ normalization: {normalization} }} }}""",
+            NetParameter,
+        )
+    )
+    history = History(test=[TestResult(0, 60, [Output("accuracy", 0.0375), Output("loss", 4.77, 1.0)])])
+    remarks = remarks_on_training(history, net, 10, None)
+    assert [remark.startswith("The accuracy of 3.8% is hardly better than guessing") for remark in remarks] == [True] * remarked
+
+
+def answers(predicted: list[int], loss: float) -> Evaluation:
+    """What better_run reads of an evaluation on images of two classes in turn."""
+    confusion = Confusion.from_labels([0, 1] * (len(predicted) // 2), predicted, ["a", "b"])
+    return cast(Evaluation, SimpleNamespace(confusion=confusion, loss=loss))
 
 
 @pytest.fixture(scope="module")
