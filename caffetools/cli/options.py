@@ -81,7 +81,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace files that exist."
 
 
 def check_output(*paths: Path | None, force: bool, in_place: bool = False) -> None:
-    """Raise where a file to be written exists and may not be replaced.
+    """Raise where a file to be written exists and may not be replaced, or its place cannot be written.
 
     Args:
         paths: What will be written; None for what will not.
@@ -90,9 +90,10 @@ def check_output(*paths: Path | None, force: bool, in_place: bool = False) -> No
 
     Raises:
         CaffeToolsError: A file exists, and ``force`` is not set; or it is an input of the command.
+        WriteFailed: A file cannot be written where it is to be.
     """
     from caffetools.errors import CaffeToolsError
-    from caffetools.util.files import check_not_read
+    from caffetools.util.files import check_not_read, check_writable
 
     inputs = [] if in_place else _values_of_parameters(but="out")
     for path in filter(None, paths):
@@ -100,6 +101,7 @@ def check_output(*paths: Path | None, force: bool, in_place: bool = False) -> No
         check_not_read(path, inputs)
         if path.is_file() and not force:
             raise CaffeToolsError("already exists", path=path, hint="give another name, or --force to replace it")
+        check_writable(path)
 
 
 def refuse_standard_output(path: Path) -> None:

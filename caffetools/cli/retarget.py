@@ -147,6 +147,7 @@ def retarget(
     from caffetools.project import retargeting
     from caffetools.surgery.freezing import Tuning, parse_filler
 
+    _check_out(out, force=force)
     source, trained_by, shapes = _resolve_net(net, model, input_shape or [], crop, _stored_size(dataset))
     given, weights = weights, weights_file(weights) if weights is not None else None
     base_lr, head_lr_mult = _rates(base_lr, head_lr_mult, source, None if weights is not None else trained_by)
@@ -165,6 +166,17 @@ def retarget(
         **known,
     )
     _write(made, out, taken, weights, grown, given, force=force, as_json=as_json)
+
+
+def _check_out(out: Path, *, force: bool) -> None:
+    """Raise where the files cannot be written, before weights are fetched; which ones there are to be, a detector's net decides later."""
+    from caffetools.project import retargeting
+    from caffetools.project.config import FILES
+    from caffetools.util.files import check_writable
+
+    check_writable(out / FILES[0])
+    if (out / FILES[0]).exists() and (out / FILES[2]).exists():
+        retargeting.check_free(out, force=force)
 
 
 def _rates(base_lr: float | None, head_lr_mult: float | None, source: Path, trained_by: Path | None) -> tuple[float | None, float]:

@@ -251,16 +251,34 @@ def resumable(*, possible: bool = True) -> Iterator[None]:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table on stdout, with two spaces between columns; one whose name starts with ``>`` stands at the right."""
+    """Print a table on stdout, with two spaces between columns; one whose name starts with ``>`` stands at the right.
+
+    On a terminal that is narrower, each row takes several lines, with the same columns in each; those behind the first are indented.
+    """
     from rich.cells import cell_len
 
     right = [column.startswith(">") for column in columns]
     lines = [[column.removeprefix(">") for column in columns], *map(list, rows)]
     widths = [max(cell_len(line[i]) for line in lines) for i in range(len(columns))]
+    parts = _fitting(widths, console.width) if console.is_terminal else [range(len(columns))]
     for index, line in enumerate(lines):
         gaps = [" " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True)]
         cells = [gap + cell if to_right else cell + gap for cell, gap, to_right in zip(line, gaps, right, strict=True)]
-        console.print("  ".join(cells).rstrip(), style="bold" if index == 0 else None, markup=False)
+        for part in parts:
+            text = ("  " * bool(part.start) + "  ".join(cells[i] for i in part)).rstrip()
+            if text or not part.start:
+                console.print(text, style="bold" if index == 0 else None, markup=False)
+
+
+def _fitting(widths: Sequence[int], most: int) -> list[range]:
+    """Return the columns in parts, each of which fits on a line of ``most`` characters, or is one column."""
+    starts, used = [0], 0
+    for index, width in enumerate(widths):
+        if index > starts[-1] and used + 2 + width > most:
+            starts.append(index)
+            used = 2
+        used += width + 2 * (index > starts[-1])
+    return [range(start, end) for start, end in zip(starts, [*starts[1:], len(widths)], strict=True)]
 
 
 def shortened(number: float, unit: str = "") -> str:

@@ -34,6 +34,7 @@ def status(
         print_json({key: str(value) if isinstance(value, Path) else value for key, value in asdict(found).items()})
         return
     lines = [
+        ("project", "" if folder == Path() else str(folder)),
         (
             "dataset",
             f"{found.classes} classes, {found.images[0]} training and {found.images[1]} held-out images" if found.classes else "none",

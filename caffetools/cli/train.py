@@ -290,7 +290,7 @@ def _report(done: TrainResult, solver: Path, quantize: str) -> None:
     console.print(f"{'Stopped' if done.stopped else 'Trained'} at iteration {iteration}.")
     for test in done.history.test[-len(done.solver.test_nets) :] if done.solver.test_nets else []:
         scores = ", ".join(f"{output.name} {output.value:.4g}" for output in test.outputs)
-        console.print(f"  test net #{test.net} at iteration {test.iteration}: {scores}")
+        console.print(f"  test net #{test.net} at iteration {test.iteration}: {scores or 'not scored, its test_iter is 0'}")
     if saved is not None:
         console.print(f"  weights   {saved.weights}\n  state     {saved.state}")
     console.print(f"  log       {done.log}\n  metrics   {done.metrics}")

@@ -36,10 +36,12 @@ def list_(
 ) -> None:
     """List the models: input, size of the weights, operations, accuracy, speed on this machine once measured, licence.
 
-    The last column shows whether the weights are in the cache; by hand: they are handed out elsewhere (`zoo show NAME`); none: there are no
-    published weights, and training takes minutes. ms is the time of one picture on this machine's CPU, from --measure.
+    The last column shows whether the weights are in the cache; damaged: a file of another size is in their place; by hand: they are handed
+    out elsewhere (`zoo show NAME`); none: there are no published weights, and training takes minutes. ms is the time of one picture on this
+    machine's CPU, from --measure.
     """
     from caffetools.zoo.cards import get_card, list_models
+    from caffetools.zoo.fetch import cached
     from caffetools.zoo.names import short_name
 
     cards = [get_card(name) for name in sorted(list_models(), key=short_name)]
@@ -50,7 +52,7 @@ def list_(
     rows = []
     for card in cards:
         size = f"{card.weights.megabytes:g} MB" if card.weights else "-"
-        fetched = "yes" if _fetched(card) else "no" if card.weights else "none" if card.scratch else "by hand"
+        fetched = _FETCHED[cached(card)] if card.weights else "none" if card.scratch else "by hand"
         speed = f"{speeds[card.name]:.1f}" if card.name in speeds else "-"
         cells = (_times(card.input.shape), size, shortened(card.macs), _accuracy(card), speed, card.licence, fetched)
         rows.append((short_name(card.name), *cells))
@@ -156,19 +158,18 @@ def _print_note(sentence: str) -> None:
 
 def _facts(card: ModelCard) -> dict[str, Any]:
     """Return the card as JSON, with where its files are on this machine."""
-    from caffetools.zoo.fetch import weights_path
+    from caffetools.zoo.fetch import cached, weights_path
 
-    return {**dataclasses.asdict(card), "weights_path": str(weights_path(card)) if card.weights else None, "fetched": _fetched(card)}
+    path = str(weights_path(card)) if card.weights else None
+    return {**dataclasses.asdict(card), "weights_path": path, "fetched": cached(card) == "whole"}
 
 
-def _fetched(card: ModelCard) -> bool:
-    from caffetools.zoo.fetch import weights_path
-
-    path = weights_path(card)
-    return path is not None and path.is_file()
+_FETCHED = {"": "no", "whole": "yes", "damaged": "damaged"}
 
 
 def _lines(card: ModelCard) -> list[tuple[str, str]]:
+    from caffetools.zoo.fetch import cached, weights_path
+
     wanted = card.input
     lines = [
         ("page", card.page),
@@ -187,7 +188,8 @@ def _lines(card: ModelCard) -> list[tuple[str, str]]:
     if card.weights is None:
         lines.append(("weights", card.no_weights))
     else:
-        lines.append(("weights", f"{card.weights.file}, {card.weights.megabytes:g} MB" + (", fetched" if _fetched(card) else "")))
+        states = {"": "", "whole": ", fetched", "damaged": f"; {weights_path(card)} is damaged: remove it and fetch again"}
+        lines.append(("weights", f"{card.weights.file}, {card.weights.megabytes:g} MB{states[cached(card)]}"))
         lines += [("", url) for url in card.weights.urls]
         lines += [("", f"{kind} {digits}") for kind, digits in card.weights.checksums.items()]
         lines.append(("", f"checksum from {card.weights.checksum_source}" if card.weights.checksums else "no checksum is published"))

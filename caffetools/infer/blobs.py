@@ -35,7 +35,7 @@ from caffetools.proto.blobs import Array
 from caffetools.proto.numpy_files import read_arrays
 from caffetools.proto.schema import TEST, NetParameter
 from caffetools.results import Preprocessing
-from caffetools.util.files import atomic_write, make_folder
+from caffetools.util.files import allocate, atomic_write, make_folder, remove_empty
 
 PathLike = str | os.PathLike[str]
 # A picture or array file; a uint8 image (H, W, 3) or (H, W); or input arrays by blob name.
@@ -278,12 +278,14 @@ def new_arrays(paths: Mapping[str, Path]) -> Iterator[MakeArray]:
         target = paths[name]
         temporary = target.parent / f".{target.name[:50]}.{secrets.token_hex(4)}.part"
         try:
-            make_folder(target.parent)
+            stack.callback(remove_empty, make_folder(target.parent))
+            # Before the file is made: what could not be filled is removed too.
+            stack.callback(lambda: temporary.unlink(missing_ok=True))
             array: NDArray[np.float32] = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+            allocate(temporary)
         except OSError as error:
             raise WriteFailed(target, error.strerror or error) from error
         made[temporary] = target
-        stack.callback(lambda: temporary.unlink(missing_ok=True))
         return array
 
     with ExitStack() as stack:

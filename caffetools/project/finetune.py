@@ -39,7 +39,7 @@ from caffetools.solver.compute_options import ComputeOptions
 from caffetools.solver.logs.training_log import TrainingLog, read_log
 from caffetools.solver.run import train
 from caffetools.surgery.retarget import HEAD_LR_MULT
-from caffetools.util.files import fingerprint_of_file
+from caffetools.util.files import check_writable, fingerprint_of_file
 from caffetools.util.folders import remove
 from caffetools.visualize.confusion import draw_confusion
 from caffetools.visualize.curves import draw_curves
@@ -130,6 +130,7 @@ def check_config(config: FinetuneConfig) -> None:
         raise CaffeToolsError(f"{config.weights}: {what}; a .caffemodel is expected")
     if config.out.exists() and not config.out.is_dir():
         raise CaffeToolsError(f"{config.out} is a file; choose a folder for the run (-o)")
+    check_writable(config.out)
 
 
 def inputs_of(run: FinetuneRun, listing: Listing) -> dict[str, str]:

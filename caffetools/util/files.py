@@ -61,9 +61,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-            with contextlib.suppress(OSError):
-                for folder in made:
-                    folder.rmdir()
+            remove_empty(made)
 
 
 @contextlib.contextmanager
@@ -110,6 +108,23 @@ def check_not_read(path: str | os.PathLike[str], inputs: Iterable[object]) -> No
     target = Path(path).resolve()
     if target.is_file() and any(isinstance(read, str | os.PathLike) and Path(read).resolve() == target for read in inputs):
         raise CaffeToolsError("is read here, so it cannot be written", path=path, hint="give another name")
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise :class:`WriteFailed` where a file or folder cannot be written because of the place: for a command that works long before it writes.
+
+    Args:
+        path: What is to be written; folders on the way to it need not exist.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file() and not target.is_dir():
+        return  # a device or a pipe
+    folder = next(place for place in (target, *target.parents) if place.exists() and (place != target or place.is_dir()))
+    if not folder.is_dir():
+        raise WriteFailed(path, f"{folder} is a file, not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        read_only = hasattr(os, "statvfs") and os.statvfs(folder).f_flag & os.ST_RDONLY
+        raise WriteFailed(path, os.strerror(errno.EROFS if read_only else errno.EACCES))
 
 
 class EarlyFlush:
@@ -167,6 +182,32 @@ def make_folder(folder: Path) -> list[Path]:
         blocking = next((place for place in (folder, *folder.parents) if place.is_file()), folder)
         raise NotADirectoryError(errno.ENOTDIR, f"{blocking} is a file, not a folder") from None
     return missing
+
+
+def allocate(path: Path) -> None:
+    """Give an existing file the blocks for all of its bytes, so that a full disk is known before they are written through a mapping.
+
+    There the system ends the process (SIGBUS), which no error can report. Where it cannot allocate, nothing happens.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    reserve = getattr(os, "posix_fallocate", None)
+    if reserve is None or not path.stat().st_size:
+        return
+    with path.open("rb+") as stream:
+        try:
+            reserve(stream.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENODEV, errno.ENOSYS):
+                raise
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, innermost first as :func:`make_folder` returns them, up to the first that holds something."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def sync_folder(folder: Path) -> None:

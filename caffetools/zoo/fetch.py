@@ -8,13 +8,14 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote, urlsplit
 
 from caffetools._deprecation import deprecated_parameter
 from caffetools.cancel import CancelToken
 from caffetools.errors import RunFailed, WriteFailed, ZooError
 from caffetools.events import ArtifactWritten, EventSink, Warned, ignore, reported, reporter
-from caffetools.util.files import write_text
+from caffetools.util.files import check_writable, write_text
 from caffetools.util.locks import file_lock
 from caffetools.zoo.cards import SCHEMES, ModelCard, Weights, get_card
 from caffetools.zoo.check import WrongFile, check_weights
@@ -22,6 +23,8 @@ from caffetools.zoo.download import FetchFailed, Progress, RetryPolicy, discard_
 from caffetools.zoo.resources import zoo_file
 
 MIRROR = "CAFFETOOLS_ZOO_MIRROR"
+# How far the size of weights may be from the megabytes on their card, which are rounded.
+_ABOUT = 0.1
 PathLike = str | os.PathLike[str]
 
 
@@ -55,6 +58,18 @@ def cache_folder() -> Path:
 def weights_path(card: ModelCard, to: PathLike | None = None) -> Path | None:
     """Return where the card's weights are or would be: in ``to``, else in the cache; None for a model without published weights."""
     return (Path(to) if to is not None else cache_folder()) / card.weights.file if card.weights else None
+
+
+def cached(card: ModelCard) -> Literal["", "whole", "damaged"]:
+    """Return whether the weights are in the cache; "damaged" where the file there is not about as large as the published one.
+
+    Its contents are not read, so that a list is there at once; :func:`fetch_weights` checks them.
+    """
+    path = weights_path(card)
+    if card.weights is None or path is None or not path.is_file():
+        return ""
+    expected = card.weights.megabytes * 1e6
+    return "whole" if abs(path.stat().st_size - expected) <= _ABOUT * expected else "damaged"
 
 
 @deprecated_parameter("progress", since="0.2", instead="events=")
@@ -244,6 +259,7 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFailed(f"cannot make the folder {folder}: {error.strerror}; choose another with --to") from None
+    check_writable(folder)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shlex
 import shutil
@@ -11,7 +12,7 @@ import pytest
 
 from caffetools.solver.checkpoints.snapshots import prefix_lock
 from caffetools.util.folders import new_folder
-from tests.cli.inprocess import below, error_of, refused, run
+from tests.cli.inprocess import below, error_of, refused, run, run_well
 
 
 @pytest.mark.parametrize(
@@ -109,3 +110,27 @@ def test_a_second_run_in_the_same_folder_is_refused(materials: Path) -> None:
             refused(materials, "dataset build pictures busy/data", "is writing it; wait for it or stop it")
     finally:
         shutil.rmtree(materials / "busy")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "retarget train.prototxt --classes 3 --weights googlenet -o locked/out",
+        "finetune pictures -o locked/out --model googlenet",
+        "zoo fetch googlenet --to locked",
+        "export googlenet -o locked/out.onnx",
+    ],
+)
+def test_a_folder_that_may_not_be_written_to_is_named_before_the_work(materials: Path, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nothing answers there: fetching weights would be the error.
+    monkeypatch.setenv("CAFFETOOLS_ZOO_MIRROR", "http://127.0.0.1:9")
+    (materials / "locked").mkdir(exist_ok=True)
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: may(path, mode) and not (Path(path).name == "locked" and mode & os.W_OK))
+    refused(materials, line, "Permission denied; nothing was changed there", code=1)
+
+
+def test_retarget_names_files_that_exist_before_it_fetches_weights(materials: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAFFETOOLS_ZOO_MIRROR", "http://127.0.0.1:9")
+    run_well("retarget", "train.prototxt", "--classes", 3, "-o", "there")
+    refused(materials, "retarget train.prototxt --classes 3 --weights googlenet -o there", "there/train_val.prototxt: already exists")

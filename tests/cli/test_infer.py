@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from caffetools.infer.blobs import BlobOptions, BlobReader, write_png
+from caffetools.errors import WriteFailed
+from caffetools.infer.blobs import BlobOptions, BlobReader, new_arrays, write_png
 from caffetools.net.net import Net
 from caffetools.net.weights import load_weights, save_weights
 from caffetools.proto.schema import TEST
@@ -118,3 +121,21 @@ def test_png_of_one_channel_keeps_labels_and_scales_other_values(tmp_path: Path)
     write_png(tmp_path / "depth.png", labels / 1199 - 0.5)
     depth = cv2.imread(str(tmp_path / "depth.png"), cv2.IMREAD_UNCHANGED)
     assert (depth.dtype, depth.min(), depth.max()) == (np.uint8, 0, 255)
+
+
+def test_a_file_has_its_blocks_before_it_is_written_through_a_mapping(tmp_path: Path) -> None:
+    # Otherwise a full disk ends the process by a signal, with no error.
+    with new_arrays({"fc": tmp_path / "new" / "fc.npy"}) as make:
+        make("fc", (1 << 18,))
+        (part,) = (tmp_path / "new").iterdir()
+        assert part.stat().st_blocks * 512 >= part.stat().st_size > 1 << 20
+
+
+def test_a_full_disk_leaves_no_file_and_no_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(WriteFailed, match="No space left"), new_arrays({"fc": tmp_path / "new" / "folder" / "fc.npy"}) as make:
+        make("fc", (4,))
+    assert not list(tmp_path.iterdir())

@@ -305,6 +305,9 @@ def test_a_project_seen_from_its_nets_folder_gives_commands_that_work_there(monk
     monkeypatch.chdir("..")
     run_well("retarget", "cifar10_quick", "--classes", 4, "-o", "other")
     assert next_of(run_well("status", "other"))[:2] == ["dataset", "build"]
+    assert re.search("^project +other$", run_well("status", "other").stdout, re.MULTILINE), (
+        "it says which project of the folder it is about"
+    )
 
 
 def test_chance_level_is_reported_after_a_training() -> None:

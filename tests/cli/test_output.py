@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 import torch
 
 from caffetools.cli.app import _report
-from caffetools.cli.show import printable
+from caffetools.cli.show import console, printable
 from caffetools.proto.encoding import decode_text
 from tests.children import run_child
+from tests.cli.inprocess import run
 
 NASTY = "\\033]0;owned\\007[bold]x[/bold][/y][link=http://a.example]\\r\\302\\233H"
 NET = f"""name: "{NASTY}"
@@ -86,3 +88,19 @@ def test_too_little_memory_is_one_plain_line(error: Exception, capsys: pytest.Ca
     assert (
         capsys.readouterr().err == "caffetools: error: there is not enough memory for this; a smaller batch or smaller pictures need less\n"
     )
+
+
+def test_a_table_takes_several_lines_a_row_on_a_terminal_that_is_too_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = re.compile(r"\x1b\[[0-9;]*m")
+    wide = run("inspect", "lenet").stdout.splitlines()
+    monkeypatch.setattr(console, "_width", 40)
+    assert run("inspect", "lenet").stdout.splitlines() == wide, "a pipe has no width"
+    narrow = plain.sub("", run("inspect", "lenet", terminal=True).stdout).splitlines()
+    table = narrow[1 : narrow.index(next(line for line in narrow if "layers," in line))]
+    assert max(map(len, table)) <= 40
+    assert table[0].split() == ["Layer", "Type", "Output"] and table[1].split() == ["Parameters", "MACs", "Memory"]
+    assert " ".join(table[2:]).split() == " ".join(wide[2 : 2 + len(table)]).split()[: len(" ".join(table[2:]).split())]
+    monkeypatch.setattr(console, "_width", 200)
+    assert plain.sub("", run("inspect", "lenet", terminal=True).stdout).splitlines() == wide

@@ -99,7 +99,7 @@ def small_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> bytes:
     """bvlc_googlenet's card, as if its weights were a few bytes; the mirror has them."""
     content = b"a few bytes"
     card = get_card("bvlc_googlenet")
-    weights = Weights("small.caffemodel", 1, ("http://localhost/",), sha1=hashlib.sha1(content).hexdigest())
+    weights = Weights("small.caffemodel", len(content) / 1e6, ("http://localhost/",), sha1=hashlib.sha1(content).hexdigest())
     monkeypatch.setattr("caffetools.zoo.cards.get_card", lambda name: dataclasses.replace(card, weights=weights))
     (tmp_path / "mirror").mkdir()
     (tmp_path / "mirror" / "small.caffemodel").write_bytes(content)
@@ -123,3 +123,18 @@ def test_fetch_as_json_gives_the_paths(small_model: bytes, tmp_path: Path) -> No
     assert Path(answer["labels"]).is_file() and answer["source"].startswith("file://") and answer["sha256"]
     assert json.loads(output("fetch", "bvlc_googlenet", "--json"))["source"] is None
     assert json.loads(output("show", "bvlc_googlenet", "--json"))["fetched"] is True
+
+
+def test_a_file_of_another_size_in_the_cache_is_called_damaged_rather_than_fetched(tmp_path: Path) -> None:
+    cached = tmp_path / "cache/caffetools/zoo"
+    cached.mkdir(parents=True)
+    (cached / "bvlc_googlenet.caffemodel").touch()
+    states = {line.split()[0]: line.split()[-1] for line in output("list").splitlines()}
+    assert (states["googlenet"], states["alexnet"]) == ("damaged", "no")
+    assert "is damaged: remove it and fetch again" in output("show", "googlenet")
+    fetched = {card["name"]: card["fetched"] for card in json.loads(output("list", "--json"))}
+    assert not fetched["bvlc_googlenet"]
+    name = get_card("mtcnn_pnet").weights
+    assert name is not None
+    (cached / name.file).write_bytes(bytes(28_163))
+    assert json.loads(output("show", "mtcnn_pnet", "--json"))["fetched"] is True
