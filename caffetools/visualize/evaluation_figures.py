@@ -188,8 +188,12 @@ def embedding_figure(
         style.plain(f"{blob}  ·  {_PROJECTIONS[method]}"),
         fontsize=style.TITLE, weight="bold", color=theme.text, loc="left", pad=8,
     )  # fmt: skip
-    axes.legend(fontsize=style.SMALL, frameon=False, labelcolor=theme.muted, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    more = "" if len(classes) <= _MOST_NAMES else f" The first {_MOST_NAMES} of {len(classes)} classes are named."
+    first = f"first {_MOST_NAMES} of {len(classes)} classes" if len(classes) > _MOST_NAMES else ""
+    legend = axes.legend(
+        title=first or None, fontsize=style.SMALL, frameon=False, labelcolor=theme.muted, loc="center left", bbox_to_anchor=(1.0, 0.5)
+    )
+    legend.get_title().set(color=theme.muted, fontsize=style.SMALL)
+    more = f" The {first} are named." if first else ""
     return figure, f"{len(points)} pictures of {len(classes)} classes by their features in '{blob}'.{more}"
 
 

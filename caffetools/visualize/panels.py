@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -201,7 +202,20 @@ def _rows(panels: Sequence[Panel], columns: int | None, width: int) -> list[_Row
         row.panels.append(panel)
         row.lefts.append(left)
         row.width = left + wide
+    if len(rows) > 1 and len({panel.image.shape[1] for panel in panels}) == 1:
+        return _aligned(panels, max(len(row.panels) for row in rows), max(width, *(row.width for row in rows)))
     return rows
+
+
+def _aligned(panels: Sequence[Panel], columns: int, width: int) -> list[_Row]:
+    """Return rows of at most ``columns`` panels below each other: words of different lengths make panels differently wide."""
+    for count in range(columns, 0, -1):
+        parts = [list(panels[first : first + count]) for first in range(0, len(panels), count)]
+        rooms = [max(panel.room for panel in panels[place::count]) for place in range(count)]
+        lefts = list(accumulate((room + _GAP for room in rooms), initial=0))
+        if lefts[-1] - _GAP <= width:
+            break
+    return [_Row(part, lefts[: len(part)], lefts[len(part)] - _GAP) for part in parts]
 
 
 def _draw_row(write: _Writer, row: _Row, top: int, theme: Theme) -> None:

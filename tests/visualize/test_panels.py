@@ -42,6 +42,15 @@ def test_captions_are_whole_and_nothing_overlaps() -> None:
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
 
 
+def test_pictures_of_one_size_stand_below_each_other() -> None:
+    image = np.zeros((200, 200, 3), np.uint8)
+    words = ["a", "a much longer name of a class  99%", "b", "c"]
+    figure = panels_figure([Panel(image, "is a", word) for word in words * 3], "Sheet")
+    lefts = [round(axes.get_position().x0 * figure.bbox.width) for axes in figure.axes]
+    columns = len(set(lefts))
+    assert columns == 4 and lefts == lefts[:4] * 3
+
+
 def test_letters_without_a_picture_give_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

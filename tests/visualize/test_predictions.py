@@ -174,6 +174,15 @@ def test_the_embedding_page_shows_pictures_and_hides_classes(model: PictureNet, 
     assert run_in_page(html, script, tmp_path) == "12|1|b|4|a&lt;b&gt;"
 
 
+def test_a_legend_of_many_classes_states_that_it_names_the_first_ones() -> None:
+    for count, title in ((14, ""), (15, "first 14 of 15 classes")):
+        names = tuple(f"class {number}" for number in range(count))
+        predictions = Predictions(LabelledPictures((), tuple(range(count)), names), np.eye(count, dtype=np.float32))
+        figure, _ = embedding_figure(np.zeros((count, 2)), predictions, method="pca", blob="fc")
+        legend = figure.axes[0].get_legend()
+        assert legend is not None and len(legend.get_texts()) == 14 and legend.get_title().get_text() == title
+
+
 @pytest.mark.parametrize("shape", [(30, 9000), (9000, 20), (12, 12)])
 def test_components_are_those_of_a_decomposition_of_the_whole_matrix(shape: tuple[int, int]) -> None:
     random = np.random.default_rng(0)
