@@ -14,6 +14,7 @@ from caffetools.cli.numbers import MOST_SCALE
 from caffetools.cli.options import Device, Dialect, Labels, Mean, Plugin, Resize, Scale
 from caffetools.cli.show import console, note, open_file, print_json, progress_sink
 from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, emit, open_net, report_written
+from caffetools.errors import DataError
 from caffetools.util.arguments import MOST_SEED
 
 if TYPE_CHECKING:
@@ -231,9 +232,13 @@ def top_images(
 
     model = open_net(deploy, weights, mean, scale, resize, None, device)
     files = find_pictures(pictures)
+    shape = model.net.blob_shapes.get(blob, ())
+    # Before the pictures are run; a blob that is not there is reported by that.
+    chosen = parse_units(units, shape[1]) if len(shape) > 1 else []
+    if wrong := [unit for unit in chosen if unit >= shape[1]]:
+        raise DataError(f"blob '{blob}' has {shape[1]} channels, so it has no unit {wrong[0]}")
     with progress_sink("Top images") as sink:
         found = find_top_images(model, files, blob, top=min(top, len(files)), batch=batch, state=state, events=sink)
-    chosen = parse_units(units, len(found.values))
     emit(lambda theme: top_images_figure(model, files, found, chosen, theme=theme), out, show, f"Top pictures of {blob}")
 
 
@@ -251,6 +256,7 @@ def synthesize(
     """Make pictures that a unit prefers, by regularized gradient ascent."""
     from caffetools.visualize.explanations import score_blob, unit_name
     from caffetools.visualize.panels import Panel, enlarge, panels_figure
+    from caffetools.visualize.synthesis import preferred_part
     from caffetools.visualize.synthesis import synthesize as make
 
     model = open_net(deploy, weights, mean, scale, None, labels, device)
@@ -270,8 +276,10 @@ def synthesize(
                 seed=seed,
                 events=sink,
             )
-        panels.append(Panel(enlarge(pixels, 284), unit_name(model, name, chosen)))
-    caption = f"{len(panels)} {'picture' if len(panels) == 1 else 'pictures'} of {steps} steps for units of blob '{name}'."
+        part = preferred_part(model, pixels, name, chosen)
+        panels.append(Panel(enlarge(part, 284), unit_name(model, name, chosen), f"{part.shape[0]} × {part.shape[1]}"))
+    caption = f"{len(panels)} {'picture' if len(panels) == 1 else 'pictures'} of {steps} steps for units of blob '{name}'"
+    caption += ", cropped to the receptive field." if part.shape != pixels.shape else "."
     emit(lambda theme: (panels_figure(panels, f"What units prefer  ·  {name}", caption, theme=theme), caption), out, show, "Units")
 
 
@@ -340,12 +348,17 @@ def live(
 
     model = open_net(deploy, weights, mean, scale, resize, labels, device)
     files = [Path(name) for name in find_pictures(pictures)] if pictures else []
+    if missing := next((file for file in files if not file.exists()), None):
+        raise DataError(f"{missing}: there is no such picture or folder")
     prefix = run_prefix(run) if run is not None else None
     if not files and run is not None and (run / "data" / CARD).is_file():
         files = list(labelled_pictures(run / "data").paths)  # the held-out ones of a fine-tuning run
     if prefix is not None and not any(prefix.parent.glob(f"{escape(prefix.name)}[._]*")):
         note(f"there are no files of a training at {prefix} yet; the page follows it when they are written")
-    with LiveServer(LiveModel(model, files, run), port=port) as server:
+    shown = LiveModel(model, files, run)
+    if run is not None:
+        shown.follow()  # snapshots of another net are refused here, not in the page again and again
+    with LiveServer(shown, port=port) as server:
         console.print(f"Open {server.url}  (Ctrl-C ends it)", markup=False)
         if browser:
             open_file(server.url)
@@ -392,7 +405,8 @@ def parse_units(text: str, count: int) -> list[int]:
         low, dash, high = part.partition("-")
         if not low.strip().isdecimal() or (dash and not high.strip().isdecimal()):
             raise typer.BadParameter(f"'{text}' is not a list of units; write 0-15 or 3,7,12", param_hint="--units")
-        units += range(int(low), min(int(high), count - 1) + 1) if dash else [int(low)]
+        # A range behind the last unit is kept as its first one, to be reported.
+        units += range(int(low), min(int(high), count - 1) + 1) if dash and int(low) < count else [int(low)]
     return units
 
 

@@ -33,7 +33,7 @@ from caffetools.visualize.filters import find_weights, layer_sheet
 from caffetools.visualize.panels import enlarge
 from caffetools.visualize.picture_net import PictureNet, Prepared
 from caffetools.visualize.receptive_field import receptive_fields
-from caffetools.visualize.synthesis import synthesize
+from caffetools.visualize.synthesis import preferred_part, synthesize
 from caffetools.visualize.top_images import TopImages, find_top_images
 from caffetools.visualize.units import Unit
 
@@ -217,10 +217,11 @@ class LiveModel:
         return crops
 
     def synthesize(self, blob: str, unit: int) -> Pixels:
-        """Return a picture that a unit prefers, (H, W, 3) RGB; units of probabilities are those of the scores before them."""
+        """Return the part that a unit sees of a picture that it prefers, (H, W, 3) RGB; units of probabilities are those of the scores before them."""
         if blob in self.model.net.outputs:
             blob = score_blob(self.model.net)
-        return enlarge(synthesize(self.model, blob=blob, unit=unit, steps=_STEPS, cancel=self.cancel), 260)
+        made = synthesize(self.model, blob=blob, unit=unit, steps=_STEPS, cancel=self.cancel)
+        return enlarge(preferred_part(self.model, made, blob, unit), 260)
 
     def follow(self, seen: int | None = None) -> dict[str, Any]:
         """Load the run's newest snapshot where there is a new one, and return its curves and its iteration as plain values.

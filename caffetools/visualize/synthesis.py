@@ -18,6 +18,7 @@ from caffetools.net.device import one_thread
 from caffetools.net.net import Net
 from caffetools.net.probe import Activations, needed_layers, picture_input, run_items, run_probe
 from caffetools.visualize.picture_net import PictureNet
+from caffetools.visualize.receptive_field import receptive_fields
 from caffetools.visualize.units import Unit, unit_score
 
 Pixels = NDArray[np.uint8]
@@ -90,6 +91,24 @@ def synthesize(
             done += 1
             report(done, steps)
     return _to_rgb(model, _resized(x, (shape[2], shape[3])))
+
+
+def preferred_part(model: PictureNet, pixels: Pixels, blob: str, unit: Unit) -> Pixels:
+    """Return the part of a picture of :func:`synthesize` that the unit sees, its receptive field: the rest is the gray of the start.
+
+    Args:
+        model: The net.
+        pixels: (H, W, 3) uint8, of the input's size.
+        blob: Of the unit.
+        unit: As in :mod:`caffetools.visualize.units`; a channel's value is the one in the middle of the map.
+    """
+    field = receptive_fields(model.net).get(blob)
+    if field is None or not field.located or unit is None:
+        return pixels
+    index = (unit,) if isinstance(unit, int) else unit
+    y, x = index[1:] if len(index) == 3 else (field.positions[0] // 2, field.positions[1] // 2)
+    top, left, bottom, right = field.box(y, x, pixels.shape[:2])
+    return np.ascontiguousarray(pixels[top:bottom, left:right])
 
 
 @reporting("deepdream", "Amplify what a net sees in a picture")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -15,9 +16,11 @@ from typer.testing import CliRunner
 from caffetools.cli.explain import parse_unit, parse_units
 from caffetools.cli.visualize import app
 from caffetools.errors import CaffeToolsError, DataError, NetError
+from caffetools.net.weights import save_weights
 from caffetools.proto.binary import read_caffemodel
 from tests.cli import inprocess
 from tests.conftest import GOLDEN
+from tests.net.test_net import net_of
 
 LOGS = GOLDEN / "logs"
 WEIGHTS = str(LOGS / "tiny_iter_100.caffemodel")
@@ -150,6 +153,27 @@ def test_bad_input_writes_nothing(tiny: list[str], tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["weights", WEIGHTS]).exit_code == 2, "neither -o nor --show"
 
 
+def test_units_and_folders_that_are_not_there_are_reported_before_the_net_runs(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*given: object, **named: object) -> None:
+        raise AssertionError("the pictures were run")
+
+    monkeypatch.setattr("caffetools.visualize.top_images.find_top_images", fail)
+    monkeypatch.setattr("caffetools.visualize.live_server.LiveServer", fail)
+    deploy, weights, picture = tiny
+    for units in ("99-120", "3,99"):
+        with pytest.raises(CaffeToolsError, match="has no unit 99"):
+            run("top-images", deploy, weights, picture, "--blob", "conv1", "--units", units, "-o", str(tmp_path / "x.png"))
+    with pytest.raises(CaffeToolsError, match="nowhere: there is no such picture or folder"):
+        run("live", deploy, weights, "--pictures", str(tmp_path / "nowhere"), "--no-browser")
+    other = tmp_path / "other.caffemodel"
+    save_weights(net_of(DEPLOY.replace("num_output: 6", "num_output: 7")), other)
+    monkeypatch.setattr("caffetools.visualize.live_model.newest_snapshot", lambda prefix: SimpleNamespace(iteration=5, weights=other))
+    with pytest.raises(NetError, match=r"layer 'conv1': parameter blob 0 is 6 x 1 x 3 x 3 in the net but 7 x 1 x 3 x 3 in .*other"):
+        run("live", deploy, weights, "--run", str(tmp_path), "--no-browser")
+
+
 def test_labelled_pictures_are_compared_with_the_answers(tiny: list[str], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name in "abcd":
@@ -179,6 +203,7 @@ def test_everything_is_on_one_page(tiny: list[str], tmp_path: Path) -> None:
 def test_units_are_read_from_text() -> None:
     assert parse_unit("3") == 3 and parse_unit("3, 1,2") == (3, 1, 2) and parse_unit(None) is None
     assert parse_units("0-2,5", 4) == [0, 1, 2, 5] and parse_units("1-99", 4) == [1, 2, 3]
+    assert parse_units("4-9", 4) == [4], "to be reported as no unit of the blob"
     for wrong in ("a", "1,2", "-1"):
         with pytest.raises(typer.BadParameter):
             parse_unit(wrong)

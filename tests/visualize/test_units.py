@@ -21,7 +21,7 @@ from caffetools.visualize.attribution import integrated_gradients, occlusion, sa
 from caffetools.visualize.everything import write_everything
 from caffetools.visualize.picture_net import PictureNet
 from caffetools.visualize.receptive_field import receptive_field_figure, receptive_fields
-from caffetools.visualize.synthesis import deep_dream, rectified_blobs, style_transfer, synthesize
+from caffetools.visualize.synthesis import deep_dream, preferred_part, rectified_blobs, style_transfer, synthesize
 from caffetools.visualize.top_images import find_top_images, top_images_figure
 from tests.net.test_net import conv, data, net_of, relu
 from tests.visualize.test_attribution import linear
@@ -158,6 +158,14 @@ def test_an_interrupted_search_resumes(model: PictureNet, pictures: list[Path], 
     state.write_bytes(b"no state")
     with pytest.raises(DataError, match="not a state of top images"):
         find_top_images(model, pictures, "conv2", top=3, state=state)
+
+
+def test_a_synthesized_picture_is_cropped_to_what_its_unit_sees(model: PictureNet) -> None:
+    made = synthesize(model, blob="conv1", unit=1, steps=4, jitter=0)
+    top, left, bottom, right = receptive_fields(model.net)["conv1"].box(8, 8, (16, 16))
+    np.testing.assert_array_equal(preferred_part(model, made, "conv1", 1), made[top:bottom, left:right])
+    assert preferred_part(model, made, "conv1", (1, 0, 0)).shape == (2, 2, 3), "the rest of the field is padding"
+    assert preferred_part(model, made, "ip", 1) is made
 
 
 def test_top_and_synthesized_pictures_of_a_net_with_a_batch_size_in_a_reshape(tmp_path: Path, pictures: list[Path]) -> None:
