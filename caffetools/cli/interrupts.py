@@ -15,6 +15,51 @@ from types import FrameType
 AGAIN_AFTER_SECONDS = 0.01
 
 
+class _Interrupts:
+    """The handler of SIGINT and the hook for lost exceptions, while :func:`noted_interrupts` lasts."""
+
+    def __init__(self) -> None:
+        self.noted: list[int] = []
+        self._raised, self._reporting = 0, False
+        self._before = sys.unraisablehook
+
+    def install(self) -> None:
+        """Take the places of Python's handler and of the hook that is there."""
+        signal.signal(signal.SIGINT, self._note)
+        sys.unraisablehook = self._unraisable
+
+    def remove(self) -> None:
+        """Give them back, but where somebody else has taken them; after an interrupt the next one ends the process."""
+        if sys.unraisablehook == self._unraisable:
+            sys.unraisablehook = self._before
+        if signal.getsignal(signal.SIGINT) == self._note:
+            signal.signal(signal.SIGINT, signal.SIG_DFL if self.noted else signal.default_int_handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.noted.append(number)
+        if not self._reporting:
+            self._raised += 1
+            raise KeyboardInterrupt
+
+    def _repeat(self, seen: int) -> None:
+        """Send the signal until it has raised KeyboardInterrupt outside of the hook."""
+        seconds = AGAIN_AFTER_SECONDS
+        time.sleep(seconds)
+        while self._raised == seen and signal.getsignal(signal.SIGINT) == self._note:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(seconds)
+            seconds = min(2 * seconds, 1.0)
+
+    def _unraisable(self, ignored: sys.UnraisableHookArgs, /) -> None:
+        if not issubclass(ignored.exc_type, KeyboardInterrupt):
+            self._before(ignored)
+            return
+        # An exception in this hook would be lost as well.
+        self._reporting = True
+        threading.Thread(target=self._repeat, args=(self._raised,), daemon=True).start()
+        self._reporting = False
+
+
 @contextmanager
 def noted_interrupts() -> Iterator[list[int]]:
     """Yield a list that gets an entry for each SIGINT during the block; it raises KeyboardInterrupt as ever.
@@ -24,46 +69,12 @@ def noted_interrupts() -> Iterator[list[int]]:
     on; here it comes again when that place has been left. After an interrupt the process is ending: another one ends it at once, where
     Python would print the traceback of a last step of the interpreter. A handler that somebody else has set stays in place.
     """
-    noted: list[int] = []
-    raised, reporting = 0, False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal raised
-        noted.append(number)
-        if not reporting:
-            raised += 1
-            raise KeyboardInterrupt
-
+    interrupts = _Interrupts()
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield noted
+        yield interrupts.noted
         return
-    before = sys.unraisablehook
-
-    def repeat(seen: int) -> None:
-        """Send the signal until it has raised KeyboardInterrupt outside of the hook."""
-        seconds = AGAIN_AFTER_SECONDS
-        time.sleep(seconds)
-        while raised == seen and signal.getsignal(signal.SIGINT) is note:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(seconds)
-            seconds = min(2 * seconds, 1.0)
-
-    def unraisable(ignored: sys.UnraisableHookArgs, /) -> None:
-        nonlocal reporting
-        if not issubclass(ignored.exc_type, KeyboardInterrupt):
-            before(ignored)
-            return
-        # An exception in this hook would be lost as well.
-        reporting = True
-        threading.Thread(target=repeat, args=(raised,), daemon=True).start()
-        reporting = False
-
-    signal.signal(signal.SIGINT, note)
-    sys.unraisablehook = unraisable
+    interrupts.install()
     try:
-        yield noted
+        yield interrupts.noted
     finally:
-        if sys.unraisablehook is unraisable:
-            sys.unraisablehook = before
-        if signal.getsignal(signal.SIGINT) is note:
-            signal.signal(signal.SIGINT, signal.SIG_DFL if noted else signal.default_int_handler)
+        interrupts.remove()

@@ -137,6 +137,14 @@ class Net(nn.Module):
         self._configure()
         for item in self.layers:
             item.allocate(filled=fill)
+        self._plan()
+        self.allow_tf32 = False
+        self._pass: LayerPass | None = None
+        # Convolutions and inner products compute in it (see net/precision.py); None: float32.
+        self.half_type: torch.dtype | None = None
+
+    def _plan(self) -> None:
+        """Derive what follows from the layers alone: inputs and outputs, learnable parameters, gradients, and the plans of passes."""
         self.loss_weights = weights_in_gradient(self.layers)
         self.inputs = [top for item in self.layers if item.IS_DATA for top in item.tops]
         self.outputs = _unused_blobs(self.layers)
@@ -148,7 +156,7 @@ class Net(nn.Module):
         self.overwriting = plan_overwriting(self.layers)
         self.rewriting = plan_rewriting(self.layers, self.outputs)
         self.training_steps: TrainingSteps | None = None
-        if phase == TRAIN:
+        if self.phase == TRAIN:
             if not self.rewriting.names:
                 self.training_steps = TrainingSteps(self.layers, self.gradients, self.overwriting)
             warn_of_gradients(self.layers, self.overwriting, self.gradients)
@@ -158,10 +166,6 @@ class Net(nn.Module):
         self.shape_plans = ShapePlans(self.layers)
         self.inference = InferencePlans(self.layers, self.shape_plans, possible=not self.rewriting.names)
         self.graphs = InferenceGraphs(self.layers, self.shape_plans)
-        self.allow_tf32 = False
-        self._pass: LayerPass | None = None
-        # Convolutions and inner products compute in it (see net/precision.py); None: float32.
-        self.half_type: torch.dtype | None = None
 
     @classmethod
     def from_file(
