@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from caffetools.errors import ExportError
 from caffetools.layers import inference, native_training
 from caffetools.layers.autograd import Context
 from caffetools.layers.base import Layer, OnnxGraph, Shapes, format_shape
@@ -197,8 +196,8 @@ def stochastic_pool(x: Tensor, window: Window, *, training: bool, generator: tor
     return values.gather(-1, chosen).squeeze(-1)
 
 
-def pool_to_onnx(graph: OnnxGraph, window: Window, method: str, bottom: str, tops: list[str]) -> None:
-    """Add the nodes of one MAX or AVE pooling, with explicit end padding so that no runtime's ceil mode matters.
+def pool_to_onnx(layer: Layer, graph: OnnxGraph, window: Window, method: str, bottom: str, tops: list[str]) -> None:
+    """Add the nodes of one MAX or AVE pooling of ``layer``, with explicit end padding so that no runtime's ceil mode matters.
 
     Raises:
         ExportError: Windows are wholly outside of the map.
@@ -216,7 +215,7 @@ def pool_to_onnx(graph: OnnxGraph, window: Window, method: str, bottom: str, top
         graph.node("MaxPool", [source], tops, pads=pads, **shape)
         return
     if window.has_empty_window:
-        raise ExportError("AVE pooling with windows wholly outside of the map divides zero by zero and has no ONNX form")
+        raise layer.no_onnx_form("its averages of windows wholly outside of the map divide zero by zero")
     if all(t in (0, p) for t, p in zip(tail, begin, strict=True)):
         graph.node("AveragePool", [bottom], tops, pads=[*begin, *tail], count_include_pad=1, **shape)
         return
@@ -229,8 +228,10 @@ def pool_to_onnx(graph: OnnxGraph, window: Window, method: str, bottom: str, top
         graph.node("Mul", [means[0], graph.constant("share", share)], tops)
 
 
-def pool_any_size_to_onnx(graph: OnnxGraph, window: Window, method: str, floor: bool, bottom: str, tops: list[str]) -> None:
-    """Add the nodes of one MAX or AVE pooling over maps whose size is known at run time only; exact for every size.
+def pool_any_size_to_onnx(
+    layer: Layer, graph: OnnxGraph, window: Window, method: str, floor: bool, bottom: str, tops: list[str]
+) -> None:
+    """Add the nodes of one MAX or AVE pooling of ``layer`` over maps whose size is known at run time only; exact for every size.
 
     Rounding up equals rounding down over s − 1 more values of end padding, and the rule that no window starts beyond the map and its
     first padding equals at most kernel − 1 values of it. AVE counts zeros of the padding, so these become part of the map.
@@ -250,7 +251,7 @@ def pool_any_size_to_onnx(graph: OnnxGraph, window: Window, method: str, floor: 
         graph.node("MaxPool", [source], tops, pads=pads, **shape)
         return
     if empty:
-        raise ExportError("AVE pooling whose stride is larger than its kernel may divide zero by zero, which has no ONNX form")
+        raise layer.no_onnx_form("with a stride larger than its kernel, averages over maps of any size may divide zero by zero")
     source, inner = bottom, [min(end, p) for end, p in zip(ends, begin, strict=True)]
     outside = [end - p for end, p in zip(ends, inner, strict=True)]
     if any(begin):
@@ -362,14 +363,14 @@ class Pooling(Layer):
         """The nodes of MAX or AVE."""
         param, bottom = self.param.pooling_param, self.bottoms[0]
         if not graph.is_free(bottom, 2, 3):
-            pool_to_onnx(graph, self.window, self.method, bottom, tops)
+            pool_to_onnx(self, graph, self.window, self.method, bottom, tops)
         elif param.global_pooling and len(tops) == 1:
             global_pool_to_onnx(graph, self.method, bottom, tops[0])
         elif param.global_pooling:
             raise self.no_onnx_form("it gives a mask of a global pooling over maps of any size")
         else:
             floor = enum_name(param, "round_mode") == "FLOOR" or not param.ceil_mode
-            pool_any_size_to_onnx(graph, self.window, self.method, floor, bottom, tops)
+            pool_any_size_to_onnx(self, graph, self.window, self.method, floor, bottom, tops)
 
     def _stochastic_to_onnx(self, graph: OnnxGraph) -> None:
         """sum(x²) / (sum(x) + FLT_MIN) of each window, what the layer gives in TEST; means in place of sums divide both alike."""

@@ -64,13 +64,13 @@ class SPP(Layer):
             global_pool_to_onnx(graph, self.method, self.bottoms[0], self.tops[0])
             return
         if len(self.windows) == 1:
-            pool_to_onnx(graph, self.windows[0], self.method, self.bottoms[0], self.tops)
+            pool_to_onnx(self, graph, self.windows[0], self.method, self.bottoms[0], self.tops)
             return
         rows = []
         flat = graph.constant("flat", np.array([0, -1], np.int64))
         for window in self.windows:
             pooled, row = graph.value("level"), graph.value("row")
-            pool_to_onnx(graph, window, self.method, self.bottoms[0], [pooled])
+            pool_to_onnx(self, graph, window, self.method, self.bottoms[0], [pooled])
             graph.node("Reshape", [pooled, flat], [row])
             rows.append(row)
         graph.node("Concat", rows, self.tops, axis=1)

@@ -58,6 +58,7 @@ FREE = {
 
 # Layers that are right for one size of maps only.
 REFUSED = {
+    "averages of far windows": 'layer { name: "l" type: "Pooling" bottom: "c" top: "y" pooling_param { pool: AVE kernel_size: 1 stride: 2 } }',
     "spp": 'layer { name: "l" type: "SPP" bottom: "c" top: "y" spp_param { pyramid_height: 2 } }',
     "inner product": 'layer { name: "l" type: "InnerProduct" bottom: "c" top: "y" inner_product_param { num_output: 2 } }',
     "prior box": 'layer { name: "l" type: "PriorBox" bottom: "c" bottom: "x" top: "y" prior_box_param { min_size: 4 } }',
