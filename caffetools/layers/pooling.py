@@ -228,9 +228,7 @@ def pool_to_onnx(layer: Layer, graph: OnnxGraph, window: Window, method: str, bo
         graph.node("Mul", [means[0], graph.constant("share", share)], tops)
 
 
-def pool_any_size_to_onnx(
-    layer: Layer, graph: OnnxGraph, window: Window, method: str, floor: bool, bottom: str, tops: list[str]
-) -> None:
+def pool_any_size_to_onnx(layer: Layer, graph: OnnxGraph, window: Window, method: str, floor: bool, bottom: str, tops: list[str]) -> None:
     """Add the nodes of one MAX or AVE pooling of ``layer`` over maps whose size is known at run time only; exact for every size.
 
     Rounding up equals rounding down over s − 1 more values of end padding, and the rule that no window starts beyond the map and its

@@ -30,6 +30,7 @@ from caffetools.onnx.import_inline import (
     read_values,
     steps_first,
 )
+from caffetools.onnx.import_loops import has_loops, name_outputs, unroll_loops
 from caffetools.onnx.model import tensor_array
 
 Array = NDArray[Any]
@@ -138,14 +139,14 @@ def prepare(model: onnx.ModelProto, input_shapes: Mapping[str, Shape] | None = N
         ImportFailed: A size is free and not given, or an input is not float32.
         ModelFileError: onnxruntime cannot load the model.
     """
-    model, opset = _runnable(steps_first(in_order(in_float32(inline_functions(model)))))
+    model, opset = _runnable(name_outputs(steps_first(in_order(in_float32(inline_functions(model))))))
     fixed = _fixed_inputs(model, dict(input_shapes or {}))
     random = np.random.RandomState(seed)
     # The second is wider, so that what holds only for small values is found too.
     feeds = [{name: (random.randn(*shape) * width).astype(np.float32) for name, shape in fixed.items()} for width in (1, 3)]
     depends, values, session = _run(model, feeds[0])
-    while has_branches(model):
-        inlined = inline_branches(model, _constants(model, values, depends))
+    while has_branches(model) or has_loops(model):
+        inlined = inline_branches(model, _constants(model, values, depends)) or unroll_loops(model, depends, values, feeds[0], opset)
         if inlined is None:
             break
         model = inlined

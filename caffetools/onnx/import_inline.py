@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ def _widen(graph: onnx.GraphProto) -> None:
                 item.i = onnx.TensorProto.FLOAT
             if item.type == onnx.AttributeProto.TENSOR:
                 _widen_tensor(item.t)
-        for body in _bodies(node):
+        for body in bodies(node):
             _widen(body)
 
 
@@ -126,7 +126,7 @@ def is_own(node: onnx.NodeProto) -> bool:
 def read_values(node: onnx.NodeProto) -> set[str]:
     """Return the values that a node reads, those that its bodies (of If, Loop, Scan) take from the graph around them included."""
     read = {name for name in node.input if name}
-    for body in _bodies(node):
+    for body in bodies(node):
         read |= _outer_values(body)
     return read
 
@@ -160,28 +160,47 @@ def inline_branches(model: onnx.ModelProto, constants: Mapping[str, NDArray[Any]
 
 def _put_in(graph: onnx.GraphProto, node: onnx.NodeProto, branch: onnx.GraphProto, prefix: str) -> None:
     """Add the nodes of an If's branch to ``graph``; values of the branch get ``prefix``, its outputs the names of the If's."""
-    own = {name for inner in branch.node for name in inner.output if name}
-    own |= {tensor.name for tensor in (*branch.initializer, *(sparse.values for sparse in branch.sparse_initializer))}
-    renamed = {name: prefix + name for name in own}
-    for tensor in branch.initializer:
-        added = graph.initializer.add()
-        added.CopyFrom(tensor)
-        added.name = renamed[tensor.name]
-    for inner in branch.node:
-        copied = graph.node.add()
-        copied.CopyFrom(inner)
-        copied.name = prefix + inner.name if inner.name else ""
-        _rename(copied, renamed)
+    renamed = put_nodes(graph, branch.initializer, branch.node, prefix, {})
     for source, name in zip(branch.output, node.output, strict=False):
         if name:
             graph.node.add(op_type="Identity", name=prefix + name, input=[renamed.get(source.name, source.name)], output=[name])
+
+
+def put_nodes(
+    graph: onnx.GraphProto, tensors: Iterable[onnx.TensorProto], nodes: Iterable[onnx.NodeProto], prefix: str, given: Mapping[str, str]
+) -> dict[str, str]:
+    """Add tensors and nodes of a body to ``graph``; their values get ``prefix``.
+
+    Args:
+        graph: Where they go.
+        tensors: Initializers of the body.
+        nodes: Nodes of the body.
+        prefix: In front of the names of nodes and values.
+        given: Value of the body → the value of ``graph`` that it is.
+
+    Returns:
+        Value of the body → its name in ``graph``, of those that were added.
+    """
+    tensors, nodes = list(tensors), list(nodes)
+    own = {tensor.name for tensor in tensors} | {name for node in nodes for name in node.output if name}
+    renamed = {name: prefix + name for name in own}
+    for tensor in tensors:
+        added = graph.initializer.add()
+        added.CopyFrom(tensor)
+        added.name = renamed[tensor.name]
+    for node in nodes:
+        copied = graph.node.add()
+        copied.CopyFrom(node)
+        copied.name = prefix + node.name if node.name else ""
+        _rename(copied, {**given, **renamed})
+    return renamed
 
 
 def _rename(node: onnx.NodeProto, renamed: Mapping[str, str]) -> None:
     """Give a node's values other names, in its bodies too, unless a body has a value of its own by that name."""
     for names in (node.input, node.output):
         names[:] = [renamed.get(name, name) for name in names]
-    for body in _bodies(node):
+    for body in bodies(node):
         rest = {name: new for name, new in renamed.items() if name not in _own_values(body)}
         for value in body.output:
             value.name = rest.get(value.name, value.name)
@@ -189,7 +208,8 @@ def _rename(node: onnx.NodeProto, renamed: Mapping[str, str]) -> None:
             _rename(inner, rest)
 
 
-def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graphs that a node has as attributes."""
     for item in node.attribute:
         if item.type == onnx.AttributeProto.GRAPH:
             yield item.g

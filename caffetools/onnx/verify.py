@@ -144,8 +144,11 @@ def verify_model(
                 compared.append(batch)
         if comparison.failed():
             comparison.look_closer()
-            for batch, final in zip(compared, comparison.run_shipped(compared), strict=True):
-                comparison.add(batch, final)
+            again = True
+            while again:
+                for batch, final in zip(compared, comparison.run_shipped(compared), strict=True):
+                    comparison.add(batch, final)
+                again = bool(comparison.failed()) and comparison.look_further()
         comparison.check()
         notes = [*model.notes]
         if comparison.infinite:
@@ -183,6 +186,8 @@ class _Comparison:
         # Values that are computed too, for a closer look: overwritten ones, and those that the outputs' layers read.
         self.inner: set[str] = set()
         self.exposed: set[str] = set()
+        # Values that a layer in doubt reads, and that were not at hand.
+        self.missed: set[str] = set()
         self.samples = 0
         self.found: dict[str, Difference] = {}
         self.infinite: list[str] = []
@@ -216,6 +221,14 @@ class _Comparison:
             if (value := f"{top}@{layer.name}") in self.inner
         }
         self.exposed = {value for (index, _), value in self.read.items() if index in outputs} - set(self.outputs.values())
+
+    def look_further(self) -> bool:
+        """Let the optimized model give what layers in doubt read, too, and forget the errors; False where it gives all of that already."""
+        more = self.missed - self.exposed - set(self.outputs.values())
+        self.exposed |= more
+        if more:
+            self.found = {}
+        return bool(more)
 
     def run_shipped(self, batches: Sequence[Inputs]) -> list[dict[str, Array]]:
         """Return the outputs for each batch of the model as it is written, optimized as where it is used."""
@@ -325,8 +338,10 @@ class _Comparison:
         bottoms = []
         for bottom in layer.bottoms:
             first = not any(bottom in made.tops and not made.IS_DATA for made in self.net.layers[:position])
-            value = batch.get(bottom) if first else values.get(self.read.get((position, bottom), ""))
+            read = "" if first else self.read.get((position, bottom), "")
+            value = batch.get(bottom) if first else values.get(read)
             if value is None:
+                self.missed |= {read} - {""}
                 return None
             bottoms.append(torch.from_numpy(np.array(value)).double())
         with torch.no_grad():

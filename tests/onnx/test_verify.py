@@ -185,6 +185,20 @@ def test_layers_that_amplify_rounding_are_compared_on_their_own_bottoms(seed: in
         verify(model, amplifying)
 
 
+def test_a_chain_of_layers_that_amplify_is_followed_in_the_optimized_model() -> None:
+    """Swish, whose error is allowed next to 150, and TanH, which makes that error large next to 1; the output is a layer behind it."""
+    chain = net_of(
+        'input: "data" input_dim: 2 input_dim: 4 input_dim: 23 input_dim: 15'
+        ' layer { name: "s" type: "Swish" bottom: "data" top: "s" swish_param { beta: 0.7 } }'
+        ' layer { name: "b" type: "Bias" bottom: "s" top: "b" bias_param { filler { value: 1.5 } } }'
+        ' layer { name: "t" type: "TanH" bottom: "b" top: "t" } layer { name: "a" type: "AbsVal" bottom: "t" top: "a" }'
+    )
+    x = np.random.RandomState(0).randn(2, 4, 23, 15).astype(np.float32) * 50
+    # Swish is -1.5 here, so that what TanH reads is rounding.
+    x[0, 0] = np.float32(-4.4)
+    assert verify(to_onnx(chain).SerializeToString(), chain, {"data": x}).differences
+
+
 def gated(blocks: int) -> str:
     """Blocks of a convolution whose channels are weighed by a Sigmoid of their means, as in squeeze-and-excitation networks."""
     layers, bottom = ['input: "data" input_dim: 1 input_dim: 16 input_dim: 7 input_dim: 7'], "data"

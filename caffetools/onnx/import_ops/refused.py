@@ -6,8 +6,8 @@ from caffetools.onnx.import_inline import RANDOM
 
 _INTEGERS = "Caffe has no layer that computes with integers"
 _BY_REASON: dict[str, tuple[str, ...]] = {
-    "Caffe has no layer that repeats others or chooses between them, so only an If of a constant condition can be converted": (
-        "If",
+    "Caffe has no layer that chooses between others, so only an If of a constant condition can be converted": ("If",),
+    "Caffe has no layer that repeats others, so only as many steps as are the same for all inputs, at most 512, can be written out": (
         "Loop",
         "Scan",
     ),
