@@ -11,6 +11,7 @@ import errno
 import io
 import logging
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -74,6 +75,8 @@ def _run(arguments: list[str], taken: set[str], interrupts: list[int]) -> int:
             arguments, remark = modern(arguments)
             if remark and "--quiet" not in taken:
                 _write_error(f"note: {remark}")
+            if complete_for(arguments):
+                return 0
             line, as_json = take_json_of_help(translate(arguments or _without_arguments()))
             _set_verbosity(line, quiet="--quiet" in taken, verbose="--verbose" in taken)
             code = app(line, prog_name="caffetools", standalone_mode=False, obj=HelpForm(as_json=as_json))
@@ -131,12 +134,23 @@ def _report(error: Exception) -> int:
     if _is_out_of_memory(error):
         _write_error("error: there is not enough memory for this; a smaller batch or smaller pictures need less")
         return 1
+    if isinstance(error, UnicodeEncodeError) and (name := _name_that_is_not_utf8(error)):
+        _write_error(f"error: '{name}' has a name that is not UTF-8, and what is written here holds UTF-8 only; rename that file or folder")
+        return 2
     what = " ".join(f"{type(error).__name__}: {error}".split())
     if context := user_error_context(error) or _failed_plugin(error):
         _write_error(f"error: {context}: {what}")
     else:
         _write_error(f"error: something went wrong inside caffetools ({what}); --debug shows where, please report it")
     return 1
+
+
+def _name_that_is_not_utf8(error: UnicodeEncodeError) -> str:
+    """Return the word of a text in which a byte of a file's name, as Python keeps it, could not be encoded; "" for another error."""
+    if not "\udc80" <= error.object[error.start] <= "\udcff":
+        return ""
+    before, after = error.object[: error.start], error.object[error.start :]
+    return re.split("[\"'\n<>]", before)[-1][-100:] + re.split("[\"'\n<>]", after)[0][:100]
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -226,6 +240,23 @@ def _spelled_out(arguments: list[str]) -> list[str]:
     return [*arguments[:-1], "--help"] if arguments[-1:] == ["-help"] else arguments
 
 
+def complete_for(arguments: list[str]) -> bool:
+    """Do ``--show-completion SHELL`` or ``--install-completion SHELL``; whether they are asked for. Without SHELL they are typer's."""
+    if len(arguments) != 2 or arguments[0] not in ("--show-completion", "--install-completion"):
+        return False
+    from typer._completion_shared import get_completion_script, install
+
+    option, shell = arguments
+    if shell not in SHELLS:
+        raise typer.BadParameter(f"'{shell}' is not one of {', '.join(SHELLS)}", param_hint=option)
+    if option == "--show-completion":
+        typer.echo(get_completion_script(prog_name="caffetools", complete_var="_CAFFETOOLS_COMPLETE", shell=shell))
+    else:
+        path = install(shell=shell, prog_name="caffetools", complete_var="_CAFFETOOLS_COMPLETE")[1]
+        typer.echo(f"{shell} completion installed in {path}; it takes effect in a new terminal")
+    return True
+
+
 def _without_arguments() -> list[str]:
     """Return what a bare ``caffetools`` runs: ``status`` where a project, or pictures for one, are here or below; else help."""
     from caffetools.project.surroundings import picture_folders, projects
@@ -233,6 +264,7 @@ def _without_arguments() -> list[str]:
     return ["status"] if projects(Path()) or picture_folders(Path()) else ["--help"]
 
 
+SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 _GLOBAL = {"--debug": "--debug", "--quiet": "--quiet", "-q": "--quiet", "--verbose": "--verbose", "-v": "--verbose"}
 
 

@@ -88,7 +88,8 @@ def modern(arguments: list[str]) -> tuple[list[str], str]:
     name = word.removesuffix(".bin").removesuffix(".py").replace("_", "-")
     if name in TOOLS:
         command, more = TOOLS[name]
-        return ([command, *more, *rest] if command else rest), ""
+        # `caffe` alone shows its usage; a bare `caffetools` would show the project.
+        return ([command, *more, *rest] if command else rest or ["--help"]), ""
     if name in _DEPRECATED:
         places = list(takewhile(lambda argument: not argument.startswith("-"), rest))
         new = [*_DEPRECATED[name](places), *rest[len(places) :]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -45,7 +46,7 @@ def install(
     console.print(f"Wrote {len(paths) - 1} programs to {folder}: {', '.join(path.name for path in paths[:-1])}", markup=False)
     console.print(f"Wrote {paths[-1].parent}: import caffe is caffetools in this environment", markup=False)
     if str(folder) not in os.environ.get("PATH", "").split(os.pathsep):
-        note(f"{folder} is not on PATH; add it: export PATH={folder}:$PATH")
+        note(f"{folder} is not on PATH; add it: export PATH={shlex.quote(str(folder))}:$PATH")
 
 
 @app.command()

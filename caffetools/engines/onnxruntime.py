@@ -99,6 +99,8 @@ def open_session(
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_external_initializers(list(weights), [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()])
     providers = _providers(device)
+    if any("\udc80" <= character <= "\udcff" for character in name):
+        raise ModelFileError("is a name that is not UTF-8, which onnxruntime does not open", path=name, hint="rename the file or folder")
     try:
         # Without its fallback, which prints what it does; an error says what failed. By path, so that a model of hundreds of megabytes is not held twice.
         model = source.SerializeToString() if isinstance(source, onnx.ModelProto) else source if isinstance(source, bytes) else name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -134,3 +135,23 @@ def test_retarget_names_files_that_exist_before_it_fetches_weights(materials: Pa
     monkeypatch.setenv("CAFFETOOLS_ZOO_MIRROR", "http://127.0.0.1:9")
     run_well("retarget", "train.prototxt", "--classes", 3, "-o", "there")
     refused(materials, "retarget train.prototxt --classes 3 --weights googlenet -o there", "there/train_val.prototxt: already exists")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "retarget train.prototxt --classes 3 -o {}/out",
+        "finetune {} -o out --model lenet --from-scratch --epochs 1",
+        "classify {}/good.onnx good.png",
+    ],
+)
+def test_a_name_that_is_not_utf8_is_named_where_it_cannot_be_written(materials: Path, line: str) -> None:
+    named = os.fsdecode(b"pict\xd6\xd0")
+    shutil.copytree(materials / "pictures", materials / named)
+    if line.startswith("classify"):
+        shutil.copy("good.onnx", named)
+    try:
+        done = run(*shlex.split(line.format(named)))
+    finally:
+        shutil.rmtree(materials / named)
+    assert "pict\\udcd6\\udcd0" in error_of(done) and re.search("rename (that|the) file or folder", done.stderr)

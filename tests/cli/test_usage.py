@@ -161,3 +161,21 @@ def test_help_shows_no_types_of_flags() -> None:
     for words in (["--help"], ["train", "--help"], ["visualize", "filters", "--help"], ["zoo", "list", "--help"]):
         text = run_well(*words).stdout
         assert "bool" not in text and "--help" in text and "-h" in text
+
+
+@pytest.mark.parametrize(
+    ("shell", "words"), [("bash", "complete -o default -F"), ("zsh", "#compdef caffetools"), ("fish", "complete --command")]
+)
+def test_completion_is_shown_and_installed_for_a_shell_by_name(
+    shell: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert words in run_well("--show-completion", shell).stdout
+    done = run_well("--install-completion", shell)
+    assert done.stdout.startswith(f"{shell} completion installed in {tmp_path}")
+    installed = Path(done.stdout.split(" installed in ")[1].split(";")[0])
+    assert words in installed.read_text()
+
+
+def test_completion_for_an_unknown_shell_is_a_usage_error() -> None:
+    assert "'csh' is not one of bash, zsh, fish" in error_of(run("--show-completion", "csh"))

@@ -86,6 +86,9 @@ def test_old_scripts_run_and_removing_leaves_the_environment_as_it_was(base: Pat
 
 def test_a_folder_of_ones_own_and_a_file_that_was_changed(base: Path, environment: Environment, tmp_path: Path) -> None:
     before = files(base)
+    done = environment(*caffetools_in(base, "shims", "install", "--bin", "build/my tools"))
+    assert done.returncode == 0 and "add it: export PATH='" in done.stderr, "with a space the path is quoted"
+    assert environment(*caffetools_in(base, "shims", "remove")).returncode == 0
     assert environment(*caffetools_in(base, "shims", "install", "--bin", "build/tools")).returncode == 0
     caffe = tmp_path / "build" / "tools" / "caffe"
     assert "device_query" in environment(caffe, "device_query", "--help").stdout.replace("-", "_")
