@@ -241,19 +241,22 @@ def _spelled_out(arguments: list[str]) -> list[str]:
 
 
 def complete_for(arguments: list[str]) -> bool:
-    """Do ``--show-completion SHELL`` or ``--install-completion SHELL``; whether they are asked for. Without SHELL they are typer's."""
+    """Install completion for ``--install-completion SHELL``; whether that was asked for. Without SHELL it is typer's option.
+
+    ``--show-completion SHELL`` is passed on as click's own variable, which the command itself answers.
+    """
     if len(arguments) != 2 or arguments[0] not in ("--show-completion", "--install-completion"):
         return False
-    from typer._completion_shared import get_completion_script, install
+    from typer._completion_shared import install
 
     option, shell = arguments
     if shell not in SHELLS:
         raise typer.BadParameter(f"'{shell}' is not one of {', '.join(SHELLS)}", param_hint=option)
     if option == "--show-completion":
-        typer.echo(get_completion_script(prog_name="caffetools", complete_var="_CAFFETOOLS_COMPLETE", shell=shell))
-    else:
-        path = install(shell=shell, prog_name="caffetools", complete_var="_CAFFETOOLS_COMPLETE")[1]
-        typer.echo(f"{shell} completion installed in {path}; it takes effect in a new terminal")
+        os.environ[_COMPLETE] = f"source_{shell}"
+        return False
+    path = install(shell, "caffetools", _COMPLETE)[1]
+    typer.echo(f"{shell} completion installed in {path}; it takes effect in a new terminal")
     return True
 
 
@@ -264,6 +267,7 @@ def _without_arguments() -> list[str]:
     return ["status"] if projects(Path()) or picture_folders(Path()) else ["--help"]
 
 
+_COMPLETE = "_CAFFETOOLS_COMPLETE"
 SHELLS = ("bash", "zsh", "fish", "powershell", "pwsh")
 _GLOBAL = {"--debug": "--debug", "--quiet": "--quiet", "-q": "--quiet", "--verbose": "--verbose", "-v": "--verbose"}
 

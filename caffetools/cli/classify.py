@@ -157,7 +157,7 @@ def split_files(
         model_first = ["googlenet"] if command == "classify" else ["deploy.prototxt", "w.caffemodel"]
         raise CaffeToolsError(f"{deploy} is a picture; the model comes before it, for example: {shell_line(command, *model_first, *files)}")
     if deploy.suffix.lower() == ".onnx":
-        weights, pictures, wanted = None, rest[1:] if rest[:1] == ["-"] else rest, "at least one picture"
+        weights, pictures, wanted = None, rest[1:] if rest[:1] == ["-"] and len(rest) > 1 else rest, "at least one picture"
     else:
         weights, pictures, wanted = (
             weights_file(rest[0]) if len(rest) > (0 if listed else 1) else None,

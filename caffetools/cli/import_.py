@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from caffetools.cli.models import prototxt
 from caffetools.cli.options import Force, check_output
 from caffetools.cli.show import console, print_json, print_next, progress_sink
 
@@ -16,7 +17,7 @@ def import_(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="An ONNX file, an exported program (.pt2), or module:callable that gives a torch module.",
+            help="An ONNX file (- for standard input), an exported program (.pt2), or module:callable that gives a torch module.",
             show_default=False,
         ),
     ],
@@ -44,7 +45,7 @@ def import_(
     check_output(out / "deploy.prototxt", out / "weights.caffemodel", sidecar_path(out / "deploy.prototxt"), force=force)
     shapes = dict(parse_shape(text) for text in input_shape or [])
     with progress_sink("Importing") as events:
-        imported, files = import_file(model, out, target=target, input_shapes=shapes, events=events)
+        imported, files = import_file(_stdin_as_onnx() if model == "-" else model, out, target=target, input_shapes=shapes, events=events)
     if json:
         answer = {
             "deploy": str(files[0]),
@@ -69,3 +70,11 @@ def import_(
     if imported.batch_limit:
         console.print(f"The batch size is fixed, since another gives other numbers: {imported.batch_limit}.", markup=False)
     print_next(command("inspect", files[0], files[1]))
+
+
+def _stdin_as_onnx() -> str:
+    """Return the file in which standard input is kept, by a name of an ONNX file: onnx goes by it."""
+    import shutil
+
+    kept = prototxt("-")
+    return str(shutil.copyfile(kept, kept.with_suffix(".onnx")))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from caffetools.cli.models import complete_model, prototxt
+from caffetools.cli.models import complete_model, is_stdin, prototxt
 from caffetools.cli.options import Dialect, Plugin, Stage
 from caffetools.cli.show import console, note, print_json, print_table, print_title, shortened
 
@@ -90,7 +90,7 @@ def inspect(
         return
     _show_layers(summary)
     if comparison is not None:
-        _show_weights(comparison, weights)
+        _show_weights(comparison, Path("<stdin>") if weights is not None and is_stdin(str(weights)) else weights)
 
 
 def _phase(name: str | None) -> int | None:
@@ -110,7 +110,7 @@ def _net_and_weights(files: list[Path], models: list[str]) -> tuple[Path, Path |
     if len(nets) + len(files) > 2 or len(nets) > 1 or not (nets or files):
         raise CaffeToolsError("give one NET (or --model NAME), and one file of WEIGHTS if you like; several nets with --table")
     first, second = [*nets, *files, None][:2]
-    return prototxt(str(first)), second
+    return prototxt(str(first)), prototxt(second) if second is not None else None
 
 
 def _show_table(files: list[Path], models: list[str], *, as_json: bool) -> None:

@@ -217,6 +217,8 @@ def test_an_error_in_standard_input_names_it_and_the_line(place: Path, monkeypat
 
 
 def test_a_dash_is_standard_input_for_lists_logs_and_pictures(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from caffetools.cli import models
+
     Path("names.txt").write_text("good.png\n")
     for name, line in (
         ("caffe.log", "curves - -o c.png"),
@@ -224,9 +226,13 @@ def test_a_dash_is_standard_input_for_lists_logs_and_pictures(place: Path, monke
         ("list.txt", "convert-imageset ./ - made_lmdb"),
         ("names.txt", f"classify {NET} --list -"),
         ("good.png", f"classify {NET} -"),
+        ("good.png", "classify good.onnx -"),
+        ("good.onnx", "import - -o imported"),
+        ("good.caffemodel", "inspect good.prototxt -"),
     ):
         with Path(name).open() as stream:
             monkeypatch.setattr("sys.stdin", stream)
+            models._stdin_file.cache_clear()
             done = run_well(*shlex.split(line))
         assert not re.search(r"^Next: .* - ", done.stdout, re.MULTILINE), line
     assert Path("stdin.train").is_file() and Path("made_lmdb").is_dir()

@@ -170,7 +170,9 @@ def test_completion_is_shown_and_installed_for_a_shell_by_name(
     shell: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("_CAFFETOOLS_COMPLETE", "")
     assert words in run_well("--show-completion", shell).stdout
+    monkeypatch.setenv("_CAFFETOOLS_COMPLETE", "")
     done = run_well("--install-completion", shell)
     assert done.stdout.startswith(f"{shell} completion installed in {tmp_path}")
     installed = Path(done.stdout.split(" installed in ")[1].split(";")[0])
