@@ -24,6 +24,8 @@ class Accuracy(Layer):
     BOTTOMS = (2, 2)
     TOPS = (1, 2)
     NO_GRADIENT = frozenset({0, 1})
+    REFUSES_GRADIENT = True
+    REFUSES_FORCED = frozenset({0})
 
     def setup(self, bottoms: Shapes) -> Shapes:
         param = self.param.accuracy_param

@@ -259,6 +259,7 @@ class Threshold(Elementwise):
     TRAITS = replace(Elementwise.TRAITS, channels="mixed", in_place=False)
     NO_GRADIENT = frozenset({0})
     REFUSES_GRADIENT = True
+    REFUSES_FORCED = frozenset({0})
 
     def forward(self, x: Tensor) -> Tensor:
         above: Tensor = x > self.param.threshold_param.threshold

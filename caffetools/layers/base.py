@@ -126,8 +126,9 @@ class Layer(ObservedModule):
     NO_GRADIENT: ClassVar[frozenset[int]] = frozenset()
     # Bottoms of which only the sizes are read.
     SIZE_BOTTOMS: ClassVar[frozenset[int]] = frozenset()
-    # Whether Caffe ends the process where a loss asks for a gradient of these that something to learn depends on.
+    # Whether Caffe ends the process where a loss asks for a gradient of these that something to learn depends on; and for which force_backward does.
     REFUSES_GRADIENT: ClassVar[bool] = False
+    REFUSES_FORCED: ClassVar[frozenset[int]] = frozenset()
     # Whether the gradient is computed from the top's values, or the top may lie in the bottom's memory (a permutation that moves nothing, or one of
     # a channels-last bottom): such a top must not be overwritten by a layer that works in place.
     NEEDS_TOP: ClassVar[bool] = True

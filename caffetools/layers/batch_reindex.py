@@ -23,6 +23,7 @@ class BatchReindex(Layer):
     BOTTOMS = (2, 2)
     NO_GRADIENT = frozenset({1})
     REFUSES_GRADIENT = True
+    REFUSES_FORCED = frozenset({1})
 
     def setup(self, bottoms: Shapes) -> Shapes:
         if len(bottoms[1]) != 1:
@@ -53,10 +54,13 @@ class Filter(Layer):
     TRAITS = Traits(half=True)
     BOTTOMS = (2, None)
     TOPS = (1, None)
+    REFUSES_GRADIENT = True
 
     def setup(self, bottoms: Shapes) -> Shapes:
         if len(self.tops) != len(bottoms) - 1:
             raise self.error(f"needs one top for each bottom but the last (the selector): {len(bottoms) - 1}, not {len(self.tops)}")
+        # The selector is the last bottom, and how many there are is the layer's own.
+        self.__dict__["NO_GRADIENT"] = self.__dict__["REFUSES_FORCED"] = frozenset({len(bottoms) - 1})
         selector = bottoms[-1]
         if not selector or math.prod(selector[1:]) != 1:
             raise self.error(f"the selector '{self.bottoms[-1]}' must have one value for each item, not {format_shape(selector)}")

@@ -120,6 +120,7 @@ class InfogainLoss(ClassLoss):
     TOPS = (1, 2)
     NO_GRADIENT = frozenset({1, 2})
     REFUSES_GRADIENT = True
+    REFUSES_FORCED = frozenset({2})
 
     def setup(self, bottoms: Shapes) -> Shapes:
         self.set_class_axis(self.param.infogain_loss_param.axis, bottoms)

@@ -111,6 +111,7 @@ class Embed(Layer):
     )
     NO_GRADIENT = frozenset({0})
     REFUSES_GRADIENT = True
+    REFUSES_FORCED = frozenset({0})
     NEEDS_TOP = False
 
     def setup(self, bottoms: Shapes) -> Shapes:

@@ -94,7 +94,7 @@ class SigmoidCrossEntropyLoss(NormalizedLoss):
     """
 
     BACKWARD_READS_LABELS = frozenset({1})
-    TRAITS = Traits(role="loss", label_bottoms=(1,), compares="targets", activation="Sigmoid")
+    TRAITS = Traits(role="loss", label_bottoms=(1,), compares="targets", activation="Sigmoid", scaled_gradient=True)
     NO_GRADIENT = frozenset({1})
     REFUSES_GRADIENT = True
 

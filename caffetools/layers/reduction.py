@@ -54,6 +54,7 @@ class ArgMax(Layer):
 
     NO_GRADIENT = frozenset({0})
     REFUSES_GRADIENT = True
+    REFUSES_FORCED = frozenset({0})
 
     def setup(self, bottoms: Shapes) -> Shapes:
         param, shape = self.param.argmax_param, bottoms[0]

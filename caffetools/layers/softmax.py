@@ -76,7 +76,13 @@ class SoftmaxWithLoss(ClassLoss):
     BACKWARD_READS_LABELS = frozenset({1})
     BACKWARD_FROM_BLOBS = True
     TRAITS = Traits(
-        role="loss", settings="softmax_param", label_bottoms=(1,), compares="classes", activation="Softmax", class_axis="softmax_param.axis"
+        role="loss",
+        settings="softmax_param",
+        label_bottoms=(1,),
+        compares="classes",
+        scaled_gradient=True,
+        activation="Softmax",
+        class_axis="softmax_param.axis",
     )
     TOPS = (1, 3)
 

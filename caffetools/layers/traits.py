@@ -68,6 +68,7 @@ class Traits:
         label_bottoms: The bottoms that hold labels, known in training only.
         compares: For losses, what the scores are compared with.
         class_matrix: For losses, whether they read a matrix with a row and a column for each class.
+        scaled_gradient: For losses, whether NVCaffe's multiplies its gradient by the net's ``global_grad_scale``.
         activation: For losses, the type that turns their scores into answers; "" where the scores are answers, None where the
             first bottom holds no scores.
         loss: For types that turn scores into answers, the loss that trains those scores.
@@ -101,6 +102,7 @@ class Traits:
     label_bottoms: tuple[int, ...] = ()
     compares: Compares = ""
     class_matrix: bool = False
+    scaled_gradient: bool = False
     activation: str | None = None
     loss: str = ""
     class_axis: str = ""

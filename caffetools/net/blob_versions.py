@@ -12,7 +12,7 @@ from torch import Tensor
 from caffetools.layers.base import Layer, Shape
 from caffetools.layers.blob_storage import BlobStorage
 from caffetools.layers.tensor_storage import TensorStorage
-from caffetools.net.gradients import loss_weights, no_gradient, plan_backward, refused_gradients
+from caffetools.net.gradients import Refusal, loss_weights, no_gradient, plan_backward, refused_gradients
 from caffetools.net.net import Net
 from caffetools.net.shape_plans import layer_view
 
@@ -98,7 +98,7 @@ class Step:
         inputs: The bottoms of the last forward pass as leaves of the layer's own autograd graph; None without one.
         tops: The tops of that pass.
         updates: How often each parameter had been changed in place by then.
-        refused: The bottom whose gradient is asked for though the layer has none; None of most.
+        refused: The gradient that is asked for though the layer has none; None of most.
         ran: Whether there was a forward pass yet, with a graph or without.
     """
 
@@ -114,7 +114,7 @@ class Step:
     inputs: list[Tensor] | None = None
     tops: tuple[Tensor, ...] = ()
     updates: list[int] = field(default_factory=list)
-    refused: int | None = None
+    refused: Refusal | None = None
     ran: bool = False
 
     def check_gradient(self) -> None:
@@ -218,8 +218,8 @@ def plan_steps(net: Net) -> list[Step]:
         produces = [BlobVersion(top, weight, goes_back=goes_back[index]) for top, weight in zip(layer.tops, weights, strict=True)]
         current.update((version.blob, version) for version in produces)
         steps.append(Step(layer_view(layer), index, gradients[index], False, reads, produces, [], inplace_ok=layer.inplace_ok))
-    for index, bottom in refused_gradients(net.layers).items():
-        steps[index].refused = bottom
+    for index, refusal in refused_gradients(net.layers, force=force).items():
+        steps[index].refused = refusal
     _give_readers_diffs(net, steps)
     overwritten: set[str] = set()
     for step in reversed(steps):

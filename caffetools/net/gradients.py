@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from caffetools.errors import NetError
 from caffetools.layers.base import Layer
+from caffetools.proto.schema import NetParameter
+
+
+class Refusal(NamedTuple):
+    """A gradient that a layer is asked for and does not have, where Caffe's backward pass ends the process.
+
+    Attributes:
+        bottom: The bottom's index.
+        forced: Whether the net's force_backward alone asks for it.
+    """
+
+    bottom: int
+    forced: bool
 
 
 def loss_weights(layer: Layer) -> list[float]:
@@ -86,23 +101,34 @@ def plan_backward(
     return wanted, back
 
 
-def refused_gradients(layers: list[Layer]) -> dict[int, int]:
-    """Return where Caffe's backward pass ends the process: layer index → bottom whose gradient a loss asks for, though the layer has none.
+def refused_gradients(layers: list[Layer], *, force: bool = False) -> dict[int, Refusal]:
+    """Return where Caffe's backward pass ends the process, by the layer's index: a gradient is asked for that the layer does not have.
 
-    Such a bottom (labels, what ArgMax or Threshold reads) depends on something that learns, and no propagate_down leaves it out. What only
-    force_backward asks for does not count.
+    A loss asks for it where the bottom (labels, what ArgMax or Threshold reads) depends on something that learns, and no propagate_down
+    leaves it out; force_backward asks all layers, whatever their propagate_down.
 
     Args:
         layers: The layers of a net, in order.
+        force: The net's ``force_backward``.
     """
+    found: dict[int, Refusal] = {}
+    if force:
+        for index, layer in enumerate(layers):
+            for bottom in sorted(layer.REFUSES_FORCED.intersection(range(len(layer.bottoms))))[:1]:
+                found[index] = Refusal(bottom, forced=True)
+    found |= _refused_by_losses(layers)
+    return found
+
+
+def _refused_by_losses(layers: list[Layer]) -> dict[int, Refusal]:
     needed: dict[str, bool] = {}
     asked: list[list[bool]] = []
     for layer in layers:
         below = [needed.get(bottom, False) for bottom in layer.bottoms]
-        learns = any(below) or any(p.requires_grad for p in layer.blobs)
+        learns = any(below) or any(p.requires_grad for p in layer.blobs) or _keeps_statistics(layer)
         asked.append(list(layer.param.propagate_down) or below if learns else [])
         needed.update(dict.fromkeys(layer.tops, learns))
-    found: dict[int, int] = {}
+    found: dict[int, Refusal] = {}
     # For the blobs that layers further up read: whether one of those leads to a loss, and whether one asks for a gradient.
     readers: dict[str, tuple[bool, bool]] = {}
     for index, layer in reversed(list(enumerate(layers))):
@@ -112,7 +138,7 @@ def refused_gradients(layers: list[Layer]) -> dict[int, int]:
         goes_back = leads_to_loss and (has_loss or any(reader is None or reader[1] for reader in above))
         for bottom, ask in enumerate(asked[index] if goes_back else []):
             if ask and layer.REFUSES_GRADIENT and bottom in layer.NO_GRADIENT:
-                found.setdefault(index, bottom)
+                found.setdefault(index, Refusal(bottom, forced=False))
         for bottom, name in enumerate(layer.bottoms):
             under, asks = readers.get(name, (False, False))
             ask = goes_back and bool(asked[index]) and asked[index][bottom]
@@ -120,26 +146,56 @@ def refused_gradients(layers: list[Layer]) -> dict[int, int]:
     return found
 
 
-def check_gradients(layers: list[Layer]) -> None:
-    """Check that no loss asks for a gradient that a layer does not have. Raises :class:`NetError` naming the layer and its bottom.
+def check_gradients(layers: list[Layer], *, force: bool = False) -> None:
+    """Check that no layer is asked for a gradient that it does not have. Raises :class:`NetError` naming the layer and its bottom.
 
     Args:
         layers: The layers of a net, in order.
+        force: The net's ``force_backward``.
     """
-    for index, bottom in sorted(refused_gradients(layers).items()):
-        raise no_gradient(layers[index], bottom)
+    for index, refusal in sorted(refused_gradients(layers, force=force).items()):
+        raise no_gradient(layers[index], refusal)
 
 
-def no_gradient(layer: Layer, bottom: int) -> NetError:
-    """Return the error of a layer that is asked for the gradient of a bottom, by its index, and has none; to be raised."""
+def no_gradient(layer: Layer, refusal: Refusal) -> NetError:
+    """Return the error of a layer that is asked for a gradient that it does not have; to be raised."""
+    bottom = refusal.bottom
+    if refusal.forced:
+        return layer.error(
+            f"the net's force_backward asks for the gradient of its bottom '{layer.bottoms[bottom]}', which the layer does not have; "
+            "take force_backward out, or the layer (an 'exclude' of the phase), or begin the backward pass at a layer below it"
+        )
     given = " ".join(f"propagate_down: {str(index not in layer.NO_GRADIENT).lower()}" for index in range(len(layer.bottoms)))
     return layer.error(
         f"its bottom '{layer.bottoms[bottom]}' depends on parameters that learn, but the layer has no gradient for it; '{given}' leaves it out"
     )
 
 
+def check_gradient_scale(net: NetParameter, layers: list[Layer]) -> None:
+    """Check that NVCaffe's ``global_grad_scale`` of a net changes no update: all of its losses multiply their gradients by it.
+
+    NVCaffe divides the gradients of all parameters by it again, also those of losses that do not know it.
+
+    Args:
+        net: The net's ``NetParameter``.
+        layers: Its layers, in order.
+
+    Raises:
+        NetError: A loss of another type would get a smaller gradient; names its layer.
+    """
+    if net.global_grad_scale == 1 and not net.global_grad_scale_adaptive:
+        return
+    for layer in layers:
+        if any(loss_weights(layer)) and not layer.TRAITS.scaled_gradient:
+            field = "global_grad_scale_adaptive" if net.global_grad_scale_adaptive else "global_grad_scale"
+            raise layer.error(f"the net's {field} divides the gradient of this loss in NVCaffe, which is not supported; remove that field")
+
+
 def _keeps_statistics(layer: Layer) -> bool:
-    return bool(layer.specs) and not any(spec.learnable for spec in layer.specs)
+    """Return whether all of the layer's blobs are statistics, and the prototxt does not give each of them lr_mult 0, as Caffe's net reads it."""
+    given = [param.lr_mult for param in layer.param.param]
+    rates = (given + [1.0] * len(layer.specs))[: len(layer.specs)]
+    return any(rates) and not any(spec.learnable for spec in layer.specs)
 
 
 def plan_inplace(layers: list[Layer]) -> None:

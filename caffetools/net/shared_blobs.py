@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from caffetools.layers.base import Layer, Shape
+from caffetools.layers.base import Layer, Shape, format_shape
 from caffetools.layers.blob_storage import BlobStorage
 from caffetools.net.blob_versions import Step
 from caffetools.net.net import Net
@@ -60,7 +60,13 @@ def share_with_parameter(layer: Layer, blobs: Blobs) -> bool:
     """Let data and diff of a Parameter layer's top lie in the parameter's memory, as from Caffe's forward pass on; return whether that could be done.
 
     So the layers above write the parameter's gradient themselves, and the last of several Parameter layers over it leaves its own.
+
+    Raises:
+        NetError: The top was given a shape of another number of values.
     """
+    if layer.TRAITS.role == "parameter" and math.prod(blobs[layer.tops[0]].shape) != layer.blobs[0].numel():
+        given, own = format_shape(blobs[layer.tops[0]].shape), format_shape(layer.blobs[0].shape)
+        raise layer.error(f"its top '{layer.tops[0]}' was reshaped to {given}, but lies in the layer's parameter of {own}")
     if not lies_in_parameter(layer, blobs):
         return False
     owner, top = owner_of(layer.blobs[0]), blobs[layer.tops[0]]

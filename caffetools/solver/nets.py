@@ -13,7 +13,7 @@ import torch
 from caffetools.errors import NetError
 from caffetools.layers.base import Layer, format_shape
 from caffetools.layers.fillers import fill
-from caffetools.net.gradients import check_gradients
+from caffetools.net.gradients import check_gradient_scale, check_gradients
 from caffetools.net.net import Net, error_context
 from caffetools.net.weights import layers_by_name
 from caffetools.proto.file_names import find_data_base, rebase_sources
@@ -171,7 +171,8 @@ def _build(source: Source, state: NetState, log: Log, building: Building, *, fil
     with _placed(source.path), building(source.param):
         net = Net(source.param, state.phase, level=state.level, stages=list(state.stage), fill=filled)
         if state.phase == TRAIN:
-            check_gradients(net.layers)
+            check_gradients(net.layers, force=bool(net.param.force_backward))
+            check_gradient_scale(net.param, net.layers)
     shown_param = type(source.param)()
     shown_param.CopyFrom(net.param)
     shown_param.state.CopyFrom(state)

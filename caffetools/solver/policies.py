@@ -112,7 +112,9 @@ class LearningRate:
         if solver.lr_policy == "step":
             self.current_step = iteration // solver.stepsize
         elif solver.lr_policy == "multistep":
-            due = self.current_step < len(solver.stepvalue) and iteration >= solver.stepvalue[self.current_step]
+            # NVCaffe takes no step within its ramp, and those that fell into it one by one behind it.
+            counts = iteration >= solver.rampup_interval
+            due = counts and self.current_step < len(solver.stepvalue) and iteration >= solver.stepvalue[self.current_step]
             self.current_step += due
         elif solver.lr_policy == "plateau":
             self._follow_loss(iteration, loss)

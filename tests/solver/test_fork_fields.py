@@ -48,6 +48,11 @@ def rates(fields: str, count: int) -> list[float]:
         # NVCaffe: poly falls to min_lr; no policy goes below it.
         ('lr_policy: "poly" power: 1 base_lr: 0.01 min_lr: 0.005 max_iter: 5', [0.01, 0.009, 0.008, 0.007, 0.006]),
         ('lr_policy: "step" stepsize: 1 gamma: 0.5 base_lr: 0.01 min_lr: 0.004', [0.01, 0.005, 0.004, 0.004]),
+        # NVCaffe: the steps that fall into the ramp are taken behind it, one an iteration.
+        (
+            'lr_policy: "multistep" gamma: 0.5 base_lr: 8 rampup_lr: 8 rampup_interval: 3 stepvalue: 1 stepvalue: 2 stepvalue: 6',
+            [8, 8, 8, 4, 2, 2, 1],
+        ),
         # Intel: linear from warmup_start_lr.
         ('lr_policy: "fixed" base_lr: 0.01 warmup_iter: 5 warmup_start_lr: 0.001', [0.001, 0.0028, 0.0046, 0.0064, 0.0082, 0.01]),
         # Intel, YOLO: the rate of the first stage that is not passed.
@@ -138,6 +143,24 @@ def test_what_would_change_numbers_is_refused_with_file_line_and_field(tmp_path:
 
 def test_a_field_at_its_default_or_used_by_another_alone_is_not_an_obstacle() -> None:
     tiny_solver('larc: false momentum_policy: "fixed" solver_data_type: FLOAT larc_eta: 0.5 max_momentum: 0.9 eval_type: "detection"')
+
+
+@pytest.mark.parametrize("field", ["global_grad_scale: 128", "global_grad_scale_adaptive: true"])
+def test_a_scale_of_the_gradients_is_refused_with_losses_that_do_not_know_it(tmp_path: Path, field: str) -> None:
+    net = (
+        field
+        + """
+        layer { name: "data" type: "Input" top: "data" top: "label" input_param { shape { dim: 4 dim: 3 } shape { dim: 4 } } }
+        layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 3 } }
+        layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
+        """
+    )
+    (tmp_path / "net.prototxt").write_text(net)
+    solver = parse(f'net: "{tmp_path}/net.prototxt" base_lr: 0.1 lr_policy: "fixed" max_iter: 1', SolverParameter)
+    Solver(solver)
+    (tmp_path / "net.prototxt").write_text(net + 'layer { name: "other" type: "EuclideanLoss" bottom: "ip" bottom: "data" top: "other" }')
+    with pytest.raises(NetError, match=f"layer 'other'.*the net's {field.partition(':')[0]} divides the gradient"):
+        Solver(solver)
 
 
 def test_tests_by_mean_average_precision_are_refused_where_there_are_tests() -> None:
