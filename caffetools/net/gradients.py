@@ -105,7 +105,7 @@ def refused_gradients(layers: list[Layer], *, force: bool = False) -> dict[int, 
     """Return where Caffe's backward pass ends the process, by the layer's index: a gradient is asked for that the layer does not have.
 
     A loss asks for it where the bottom (labels, what ArgMax or Threshold reads) depends on something that learns, and no propagate_down
-    leaves it out; force_backward asks all layers, whatever their propagate_down.
+    leaves it out; force_backward asks all layers, also where propagate_down is false.
 
     Args:
         layers: The layers of a net, in order.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -11,22 +12,24 @@ import runpy
 import subprocess
 import sys
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Generator
 from io import StringIO
 from pathlib import Path
-from types import ModuleType
+from string import Formatter
+from types import FunctionType, ModuleType
 from typing import Any
 
 from caffetools.errors import DataError
 
 _SHELL = ["cmd", "/c"] if os.name == "nt" else ["sh", "-c"]
 # Cell magics after which the rest of the cell is Python as any other.
-_TRANSPARENT = ("time", "timeit", "capture", "prun", "pypy", "python", "python3")
+_TRANSPARENT = ("time", "timeit", "prun", "pypy", "python", "python3")
 _DISPLAY = ("javascript", "js", "html", "HTML", "latex", "svg", "SVG", "markdown")
+_DOLLAR = re.compile(r"\$(\$?[A-Za-z_][\w.]*)")
 _LINE = re.compile(r"^(?P<indent>\s*)(?:(?P<target>[\w.\[\]'\", ]+?)\s*=\s*)?(?P<kind>[%!])(?P<rest>(?![=%]).*)$")
 
 
-def notebook_cells(path: Path, module: ModuleType) -> Iterator[tuple[str, str]]:
+def notebook_cells(path: Path, module: ModuleType) -> Generator[tuple[str, str], None, None]:
     """Yield the code cells of a notebook as (name for tracebacks, Python source), in order.
 
     Args:
@@ -40,7 +43,10 @@ def notebook_cells(path: Path, module: ModuleType) -> Iterator[tuple[str, str]]:
     magics = Magics(module)
     module.__dict__["get_ipython"] = lambda: magics
     for number, cell in enumerate(cells, 1):
-        yield f"{path.name}, cell {number}", magics.transform_cell(cell)
+        try:
+            yield f"{path.name}, cell {number}", magics.transform_cell(cell)
+        finally:
+            magics.end_capture()
 
 
 def read_cells(path: Path) -> list[str]:
@@ -54,6 +60,33 @@ def read_cells(path: Path) -> list[str]:
     return [cell if isinstance(cell, str) else "".join(cell) for cell in code]
 
 
+class Captured:
+    """What a cell under ``%%capture`` has written; ``show()`` prints it."""
+
+    def __init__(self) -> None:
+        self.out, self.err = StringIO(), StringIO()
+
+    @property
+    def stdout(self) -> str:
+        """What was written to stdout."""
+        return self.out.getvalue()
+
+    @property
+    def stderr(self) -> str:
+        """What was written to stderr."""
+        return self.err.getvalue()
+
+    def show(self) -> None:
+        """Write both again."""
+        sys.stdout.write(self.stdout)
+        sys.stderr.write(self.stderr)
+
+    __call__ = show
+
+    def __str__(self) -> str:
+        return self.stdout
+
+
 class Magics:
     """The magics that notebooks for Caffe use; others are left to IPython, where it is installed. The methods are those of its shell.
 
@@ -64,6 +97,7 @@ class Magics:
     def __init__(self, module: ModuleType):
         self.user_ns = module.__dict__
         self._module = module
+        self._capture = contextlib.ExitStack()
 
     def transform_cell(self, cell: str) -> str:
         """Return a cell as Python: magics and shell commands become calls of ``get_ipython()``."""
@@ -71,10 +105,25 @@ class Magics:
         if not head.startswith("%%"):
             return _transform_lines(cell)
         name, _, line = head[2:].strip().partition(" ")
+        if name == "capture":
+            return f"get_ipython().begin_capture({line!r})\n{_transform_lines(body)}"
         if name in _TRANSPARENT:
             # A first line stays, so that line numbers are those of the cell.
             return "\n" + _transform_lines(body)
         return f"get_ipython().run_cell_magic({name!r}, {line!r}, {body!r})\n"
+
+    def begin_capture(self, line: str) -> None:
+        """Begin a cell under ``%%capture line``: what it writes is kept in the variable that ``line`` names, in place of being shown."""
+        words, kept = line.split(), Captured()
+        self.user_ns.update((word, kept) for word in words if not word.startswith("-"))
+        if "--no-stdout" not in words:
+            self._capture.enter_context(contextlib.redirect_stdout(kept.out))
+        if "--no-stderr" not in words:
+            self._capture.enter_context(contextlib.redirect_stderr(kept.err))
+
+    def end_capture(self) -> None:
+        """End the cell, also where it has failed or captures nothing."""
+        self._capture.close()
 
     def run_line_magic(self, name: str, line: str) -> Any:
         """Run ``%name line``. Magics that only configure a notebook do nothing without IPython."""
@@ -130,13 +179,31 @@ class Magics:
         return done.stdout.splitlines()
 
     def _expanded(self, command: str) -> str:
-        """Replace ``{name}`` and ``$name`` by variables of the notebook, where there are such."""
+        """Replace ``{expression}`` and ``$name`` by their values in the notebook, as IPython does: all of them, or none where one fails.
 
-        def value(match: re.Match[str]) -> str:
-            name = match[1] or match[2]
-            return str(self.user_ns[name]) if name in self.user_ns else match[0]
+        ``{{`` and ``}}`` are braces, and ``$$name`` is a variable of the shell.
+        """
+        parts: list[str] = []
+        try:
+            for text, expression, layout, conversion in Formatter().parse(command):
+                parts.append(_DOLLAR.sub(self._variable, text))
+                if expression is not None:
+                    value = Formatter().convert_field(self._value(expression), conversion)
+                    parts.append(format(value, layout or ""))
+        except Exception:  # braces of the shell's or of awk's own
+            return _DOLLAR.sub(self._variable, command)
+        return "".join(parts)
 
-        return re.sub(r"\{(\w+)\}|\$(\w+)", value, command)
+    def _variable(self, match: re.Match[str]) -> str:
+        if match[1].startswith("$"):
+            return match[1]
+        try:
+            return str(self._value(match[1].rstrip(".")))
+        except Exception:  # a variable of the shell
+            return match[0]
+
+    def _value(self, expression: str) -> Any:
+        return FunctionType(compile(expression.strip(), "<shell command>", "eval"), self.user_ns)()
 
 
 def _ipython(module: ModuleType) -> Any:

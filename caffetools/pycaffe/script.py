@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import linecache
 import os
 import runpy
@@ -77,7 +78,9 @@ def show_failure(error: BaseException) -> str:
     _leave_out_runners(shown)
     text = "".join(shown.format()).rstrip("\n")
     frames = traceback.extract_tb(error.__traceback__)
-    if frames and _is_ours(frames[-1].filename) and frames[-1].filename != python2.__file__:
+    # What the compiler refuses is raised where caffetools compiles it, but lies in the script.
+    in_script = isinstance(error, SyntaxError) and not _is_ours(error.filename or "")
+    if frames and _is_ours(frames[-1].filename) and frames[-1].filename != python2.__file__ and not in_script:
         place = f"{frames[-1].filename}:{frames[-1].lineno}"
         text += f"\n(raised inside caffetools, at {place}; `caffetools run --debug` shows all of it)"
     if hint := python2.hint(error):
@@ -88,8 +91,9 @@ def show_failure(error: BaseException) -> str:
 def _run_notebook(path: Path, convert_python2: bool) -> None:
     module = ModuleType("__main__")
     module.__file__ = str(path)
-    for name, source in notebook_cells(path, module):
-        _run_code(module, name, source, python2.convert(source, name) if convert_python2 else source)
+    with contextlib.closing(notebook_cells(path, module)) as cells:
+        for name, source in cells:
+            _run_code(module, name, source, python2.convert(source, name) if convert_python2 else source)
 
 
 def _run_code(module: ModuleType, name: str, text: str, code: str | ast.Module) -> None:

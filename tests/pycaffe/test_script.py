@@ -210,6 +210,40 @@ def test_an_error_in_a_notebook_names_cell_and_line(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="%%cython needs IPython"):
             Magics(type(sys)("m")).run_cell_magic("cython", "", "")
 
+    with pytest.raises(ScriptFailed) as raised:
+        run_script(book(tmp_path, "for i in range(3)\n    i"))
+    assert "SyntaxError: expected ':'" in str(raised.value)
+    assert "caffetools" not in str(raised.value).replace(str(tmp_path), "")
+
+
+def test_shell_lines_take_expressions_and_leave_braces_of_their_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = book(
+        tmp_path,
+        "import os\nx = 4",
+        "!echo {x + 1} $x {x:03d} {os.path.basename('/a/b.txt')} {{x}} $x.real",
+        "!echo one two | awk '{print $2}'",
+        "!FOO=5; export FOO; echo $$FOO {nothing} $x",
+        "a = !echo {x!r}\nprint(a)",
+    )
+    run_script(path)
+    assert capfd.readouterr().out.splitlines() == ["5 4 004 b.txt {x} 4", "two", "5 {nothing} 4", "['4']"]
+
+
+def test_a_captured_cell_is_kept_under_its_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    cells = (
+        "%%capture kept\nimport sys\nprint('inside')\nsys.stderr.write('aside')",
+        "print(repr(kept.stdout), repr(kept.stderr), str(kept))",
+        "%%capture --no-stderr other\nprint('hidden')\nsys.stderr.write('shown')",
+        "%%capture\nprint('gone')",
+        "other.show()",
+        "%%capture\n\nprint('gone')\n1 / 0",
+    )
+    with pytest.raises(ScriptFailed, match=r'File "book\.ipynb, cell 6", line 4'):
+        run_script(book(tmp_path, *cells))
+    shown = capfd.readouterr()
+    assert shown.out.splitlines() == ["'inside\\n' 'aside' inside", "", "hidden"]
+    assert shown.err == "shown"
+
 
 BYTES_AS_TEXT = r"""
 import cPickle as pkl, csv, string, types
