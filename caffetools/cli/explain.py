@@ -227,11 +227,10 @@ def top_images(
     device: Device = "auto", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
 ) -> None:  # fmt: skip
     """Find the pictures that activate each unit most, and draw the crops of their receptive fields."""
-    from caffetools.infer.classifier import find_pictures
     from caffetools.visualize.top_images import find_top_images, top_images_figure
 
     model = open_net(deploy, weights, mean, scale, resize, None, device)
-    files = find_pictures(pictures)
+    files = _pictures_of(pictures)
     shape = model.net.blob_shapes.get(blob, ())
     # Before the pictures are run; a blob that is not there is reported by that.
     chosen = parse_units(units, shape[1]) if len(shape) > 1 else []
@@ -341,13 +340,12 @@ def live(
 ) -> None:  # fmt: skip
     """Open a page that shows what the net does with the webcam, a video or pictures, live; only this computer can reach it."""
     from caffetools.data.datasets.card import CARD
-    from caffetools.infer.classifier import find_pictures
     from caffetools.visualize.live_model import LiveModel, run_prefix
     from caffetools.visualize.live_server import LiveServer
     from caffetools.visualize.predictions import labelled_pictures
 
     model = open_net(deploy, weights, mean, scale, resize, labels, device)
-    files = [Path(name) for name in find_pictures(pictures)] if pictures else []
+    files = _pictures_of(pictures or [])
     if missing := next((file for file in files if not file.exists()), None):
         raise DataError(f"{missing}: there is no such picture or folder")
     prefix = run_prefix(run) if run is not None else None
@@ -408,6 +406,18 @@ def parse_units(text: str, count: int) -> list[int]:
         # A range behind the last unit is kept as its first one, to be reported.
         units += range(int(low), min(int(high), count - 1) + 1) if dash and int(low) < count else [int(low)]
     return units
+
+
+def _pictures_of(names: list[str]) -> list[Path]:
+    """Return the pictures of files, folders and patterns; of a dataset's folder those that it holds out, as all commands take it."""
+    from caffetools.data.datasets.card import CARD
+    from caffetools.infer.classifier import find_pictures
+    from caffetools.visualize.predictions import labelled_pictures
+
+    found: list[Path] = []
+    for name in names:
+        found += labelled_pictures(name).paths if (Path(name) / CARD).is_file() else map(Path, find_pictures([name]))
+    return found
 
 
 def _predictions(deploy: Path, weights: Path, data: Path, mean: str | None, scale: float | None, resize: str | None, device: str) -> Any:

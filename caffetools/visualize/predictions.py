@@ -19,6 +19,7 @@ from caffetools.events import EventSink, ignore, reporter, reporting
 from caffetools.layers.base import format_shape
 from caffetools.net.net import Net
 from caffetools.net.probe import join_items, run_items
+from caffetools.proto.sniff import Kind, wrong_kind
 from caffetools.results import Confusion
 from caffetools.visualize.picture_net import PathLike, PictureNet
 from caffetools.visualize.units import target_blob
@@ -191,7 +192,8 @@ def _read_list(path: Path, folder: Path) -> tuple[tuple[Path, ...], tuple[int, .
             continue
         name, _, label = line.rstrip().rpartition(" ")
         if not name or not label.isdecimal():
-            raise DataError(f"{path}:{number}: a picture and the number of its class are expected, not {line!r}")
+            wrong = wrong_kind(DataError, path, "a list of pictures with the number of each one's class", allowed=(Kind.TEXT,))
+            raise wrong or DataError(f"{path}:{number}: a picture and the number of its class are expected, not {line!r}")
         paths.append(folder / name)
         labels.append(int(label))
     if not paths:

@@ -13,11 +13,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from caffetools.cli.explain import parse_unit, parse_units
+from caffetools.cli.explain import _pictures_of, parse_unit, parse_units
 from caffetools.cli.visualize import app
+from caffetools.data.datasets.build import build_dataset
 from caffetools.errors import CaffeToolsError, DataError, NetError
 from caffetools.net.weights import save_weights
 from caffetools.proto.binary import read_caffemodel
+from caffetools.visualize.predictions import labelled_pictures
 from tests.cli import inprocess
 from tests.conftest import GOLDEN
 from tests.net.test_net import net_of
@@ -172,6 +174,18 @@ def test_units_and_folders_that_are_not_there_are_reported_before_the_net_runs(
     monkeypatch.setattr("caffetools.visualize.live_model.newest_snapshot", lambda prefix: SimpleNamespace(iteration=5, weights=other))
     with pytest.raises(NetError, match=r"layer 'conv1': parameter blob 0 is 6 x 1 x 3 x 3 in the net but 7 x 1 x 3 x 3 in .*other"):
         run("live", deploy, weights, "--run", str(tmp_path), "--no-browser")
+
+
+def test_a_datasets_folder_is_the_pictures_that_it_holds_out(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(5):
+            cv2.imwrite(str(tmp_path / "photos" / name / f"{i}.png"), np.full((6, 6), 40 * i, np.uint8))
+    build_dataset(tmp_path / "photos", tmp_path / "data", size=6, val=0.4)
+    held_out = labelled_pictures(tmp_path / "data").paths
+    assert len(held_out) == 4
+    assert _pictures_of([str(tmp_path / "data")]) == list(held_out), "and not its sheet of samples"
+    assert _pictures_of([str(tmp_path / "photos")]) == sorted((tmp_path / "photos").rglob("*.png"))
 
 
 def test_labelled_pictures_are_compared_with_the_answers(tiny: list[str], tmp_path: Path) -> None:

@@ -60,6 +60,12 @@ def test_labelled_pictures_come_from_folders_and_lists(folder: Path, tmp_path: P
         labelled_pictures(tmp_path / "bad.txt")
 
 
+def test_a_picture_in_place_of_a_list_is_named(folder: Path) -> None:
+    picture = next(folder.rglob("*.png"))
+    with pytest.raises(DataError, match=r"this is a PNG picture, and a list of pictures with the number of each one's class is expected"):
+        labelled_pictures(picture)
+
+
 def test_predictions_are_the_nets(model: PictureNet, folder: Path) -> None:
     pictures = labelled_pictures(folder)
     predictions = predict(model, pictures, features="conv1", batch=5)

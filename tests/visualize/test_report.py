@@ -154,6 +154,11 @@ def test_every_picture_is_a_picture_and_is_described_in_words(html: str) -> None
         assert cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR) is not None
 
 
+def test_pictures_below_the_window_are_printed_too(html: str) -> None:
+    """Pictures with loading="lazy" that were not scrolled to are blank in what Chromium prints through its protocol, as Puppeteer does."""
+    assert "<img" in html and 'loading="lazy"' not in html
+
+
 def test_samples_are_thumbnails_with_their_own_dots(html: str) -> None:
     images = [image for image in Page(html).all("img") if "classified as" in (image["alt"] or "")]
     shapes = [
