@@ -108,8 +108,8 @@ def export(
     _print_written(out, how, verification)
     if converter is not None:
         _print_converter(converter, command)
-    else:
-        print_next(after_export(deploy, weights, out))
+    elif not (how.outputs or how.sources):
+        print_next(after_export(deploy, weights, out, own_inputs=not (how.preprocess or how.input_shapes)))
 
 
 def _print_json(out: Path, how: ExportOptions, verification: Verification, command: str) -> None:

@@ -113,16 +113,19 @@ def after_classify(deploy: PathLike, weights: PathLike | None) -> str:
     return command("export", *words, "-o", onnx) if has_onnx_form(deploy) else ""
 
 
-def after_export(deploy: PathLike, weights: PathLike, onnx: Path) -> str:
+def after_export(deploy: PathLike, weights: PathLike, onnx: Path, *, own_inputs: bool = True) -> str:
     """Return the command after ``export``: classify a picture of the dataset, or compare the model with the net.
 
     Args:
         deploy: The deploy prototxt, or a model of the zoo.
         weights: Its weights, or a model of the zoo.
         onnx: The exported model.
+        own_inputs: Whether the model takes the inputs of the prototxt, on which the two are compared.
     """
     picture = None if get_model(deploy) else find_picture(deploy)
-    return command("classify", onnx, picture) if picture is not None else command("verify", deploy, weights, onnx)
+    if picture is not None:
+        return command("classify", onnx, picture)
+    return command("verify", deploy, weights, onnx) if own_inputs else ""
 
 
 def after_verify(deploy: PathLike, weights: PathLike) -> str:

@@ -26,6 +26,7 @@ from caffetools.proto.binary import write_caffemodel
 from tests.cli.inprocess import Done, error_of, run, run_well
 from tests.cli.published import publishing
 from tests.data.foreign import write_cifar, write_idx
+from tests.infer.colours import write_net
 from tests.layers.test_plugin import registered
 from tests.project.shapes import TRAIN_VAL, draw_shapes
 
@@ -188,6 +189,15 @@ def test_the_next_commands_of_a_net_with_a_layer_of_a_plugin_name_the_plugin() -
         sys.modules.pop(next((name for name in sys.modules if name.startswith("caffetools_plugin_")), ""), None)
         done = run_well(*words)
     assert names == ["test", "classify", "export", "classify", "bundle", "bundle"]
+
+
+def test_a_model_that_verify_cannot_compare_with_its_net_has_no_next_command(tmp_path: Path) -> None:
+    """A part of the net, other sizes, and bytes of pictures are not what the prototxt takes."""
+    net = write_net(tmp_path)
+    assert next_of(run_well("export", *net, "-o", tmp_path / "whole.onnx", "--mean", "0"))[0] == "verify"
+    for name, options in {"part": ("--outputs", "score"), "bytes": ("--preprocess",), "size": ("--input-shape", "data=1,3,9,11")}.items():
+        written = run_well("export", *net, "-o", tmp_path / f"{name}.onnx", "--mean", "0", *options)
+        assert "Next: " not in written.stdout
 
 
 @pytest.mark.parametrize("pictures", [True, False])
