@@ -9,16 +9,17 @@ import stat
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from caffetools.data.png import PNG, is_damaged, png_ends, without_unread_chunks
 from caffetools.errors import DataError
 from caffetools.proto.sniff import sniff_content
-from caffetools.util.process_settings import shared_setting
+from caffetools.util.process_settings import native_errors_dropped, shared_setting
 from caffetools.util.standard_input import open_input
 
 _log = logging.getLogger(__name__)
@@ -173,9 +174,12 @@ def _decoded(data: bytes, what: str, flags: int, divisor: int = 1) -> NDArray[An
         raise DataError(f"{what}: it is empty (0 bytes)")
     check_whole(data, what)
     check_pixels(data, what, divisor)
+    is_png = data.startswith(PNG)
+    # libpng prints what is wrong with a chunk, besides the error that is raised here.
+    printed = native_errors_dropped() if is_png and is_damaged(data) else nullcontext()
     try:
-        with shared_setting("opencv", _silence_opencv):
-            image: Any = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        with shared_setting("opencv", _silence_opencv), printed:
+            image: Any = cv2.imdecode(np.frombuffer(without_unread_chunks(data) if is_png else data, np.uint8), flags)
     except cv2.error as error:
         raise DataError(f"{what}: OpenCV cannot decode the picture: {error.err or error}") from None
     if image is None:
@@ -196,8 +200,8 @@ def check_whole(data: bytes, what: str = "the picture") -> None:
     """
     if data.startswith(_JPEG):
         whole = _jpeg_ends(data)
-    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
-        whole = _png_ends(data)
+    elif data.startswith(PNG):
+        whole = png_ends(data)
     else:
         return
     if not whole:
@@ -392,16 +396,6 @@ def _jpeg_ends(data: bytes) -> bool:
                 if not found:
                     return False
                 position = found.end() - 2
-    return False
-
-
-def _png_ends(data: bytes) -> bool:
-    position = 8
-    while position + 12 <= len(data):
-        length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
-        position += 12 + length
-        if kind == b"IEND":
-            return position <= len(data)
     return False
 
 

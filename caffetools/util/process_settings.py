@@ -13,8 +13,9 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 # The signals that stop a run or ask for a snapshot, as far as this system has them.
 RUN_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -144,18 +145,35 @@ def send_nowhere(descriptor: int) -> None:
 @contextmanager
 def native_output_dropped() -> Iterator[None]:
     """Drop what is written to the standard output during the block, by C++ code too, which does not write through ``sys.stdout``."""
-
-    def change() -> Callable[[], object]:
-        sys.stdout.flush()
-        kept = os.dup(1)
-        send_nowhere(1)
-
-        def restore() -> None:
-            sys.stdout.flush()
-            os.dup2(kept, 1)
-            os.close(kept)
-
-        return restore
-
-    with shared_setting("standard output", change):
+    with shared_setting("standard output", lambda: _drop(1, sys.stdout)):
         yield
+
+
+@contextmanager
+def native_errors_dropped() -> Iterator[None]:
+    """Drop what is written to the standard error during the block, by C code too, which does not write through ``sys.stderr``."""
+    with shared_setting("standard error", lambda: _drop(2, sys.stderr)):
+        yield
+
+
+def _drop(descriptor: int, stream: TextIO | None) -> Callable[[], object]:
+    """Let what is written to the file ``descriptor`` and its stream be lost; return what ends that. A closed one stays closed."""
+    _flush(stream)
+    try:
+        kept = os.dup(descriptor)
+    except OSError:
+        return lambda: None
+    send_nowhere(descriptor)
+
+    def restore() -> None:
+        _flush(stream)
+        os.dup2(kept, descriptor)
+        os.close(kept)
+
+    return restore
+
+
+def _flush(stream: TextIO | None) -> None:
+    with suppress(OSError, ValueError, AttributeError):
+        if stream is not None:
+            stream.flush()
