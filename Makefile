@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-WORKERS ?= 2
+# More than the cores: a test waits now and then, for a process that it stops or for a file.
+WORKERS ?= 3
 # The tests start some hundred processes of Python, each of which would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 

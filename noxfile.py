@@ -47,9 +47,20 @@ def hashes(session: nox.Session) -> None:
     """Install the dependencies with a hash for each file, then caffetools without dependencies, and run it."""
     work = Path(session.create_tmp())
     session.install("pip-tools")
-    session.run("pip-compile", "-q", "--generate-hashes", "-c", "constraints.txt", "-o", str(work / "hashes.txt"), "pyproject.toml")
+    session.run(
+        "pip-compile",
+        "-q",
+        "--allow-unsafe",
+        "--generate-hashes",
+        "-c",
+        "constraints.txt",
+        "-o",
+        str(work / "hashes.txt"),
+        "pyproject.toml",
+    )
     session.run("pip-sync", str(work / "hashes.txt"), "--pip-args", "--require-hashes --no-deps")
     session.install("--no-deps", ".")
+    session.run("pip", "check")
     session.run("caffetools", "doctor")
 
 

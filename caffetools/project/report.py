@@ -127,7 +127,7 @@ def report_of(title: str, summary: str, runs: Sequence[RunRecord], steps: Sequen
 def title_and_summary(config: FinetuneConfig, card: DatasetCard) -> tuple[str, str]:
     """Return the title and the summary of the report of one run."""
     classes, model = len(card.classes), _title(config.model)
-    return f"{model} on {classes} classes", f"{model} learned {classes} classes from {card.train_count} images."
+    return f"{model} on {classes} classes", f"{model} was trained on {classes} classes with {card.train_count} images."
 
 
 def _title(model: str) -> str:

@@ -66,7 +66,7 @@ def test_what_is_missing_on_the_line_is_reported(tmp_path: Path) -> None:
     code, _, err = run("classify", deploy, weights)
     assert code == 2
     assert "needs the .caffemodel and at least one picture" in " ".join(err.replace("│", " ").split())
-    code, _, err = run("classify", tmp_path / "a.onnx", "-")
+    code, _, err = run("classify", tmp_path / "a.onnx")
     assert code == 2
     assert "at least one picture" in " ".join(err.replace("│", " ").split())
 

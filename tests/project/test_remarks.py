@@ -271,4 +271,4 @@ def test_many_classes_of_few_images_are_counted(few: int, end: str) -> None:
 def test_a_report_calls_a_model_of_the_zoo_by_its_name(model: str, title: str, tmp_path: Path) -> None:
     card = cast(DatasetCard, SimpleNamespace(classes=["a", "b"], train_count=10))
     named = title_and_summary(FinetuneConfig(Path("pictures"), tmp_path, model=model), card)
-    assert named == (f"{title} on 2 classes", f"{title} learned 2 classes from 10 images.")
+    assert named == (f"{title} on 2 classes", f"{title} was trained on 2 classes with 10 images.")
