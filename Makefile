@@ -14,7 +14,7 @@ demo: $(VENV)/.demo
 	$(BIN)/caffetools demo
 
 test: $(VENV)/.test
-	# One thread a worker: two workers on two cores with threads of their own would wait for each other.
+	# One thread a worker: with threads of their own they would wait for each other.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 # Which lines the tests run, with the processes that they start: a table of the files that are not wholly covered, and the total.
