@@ -129,9 +129,9 @@ class CenterLoss(Loss):
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         index = labels.detach().reshape(-1).long()
         classes = int(self.param.center_loss_param.num_output)
-        outside = index[(index < 0) | (index >= classes)]
+        outside = labels.detach().reshape(-1)[(index < 0) | (index >= classes)]
         if outside.numel():
-            raise self.error(f"label {int(outside[0])} of bottom '{self.bottoms[1]}' is outside of 0 to {classes - 1}")
+            raise self.error(f"label {float(outside[0]):.10g} of bottom '{self.bottoms[1]}' is outside of 0 to {classes - 1}")
         loss: Tensor = _Centres.apply(x.reshape(-1, self.features), self.blobs[0], index)
         return loss
 

@@ -34,8 +34,10 @@ def as_index(
         outside &= index != ignore
     if index.device.type == "cpu" and not torch.compiler.is_compiling():
         if bool(outside.any()):
-            value = int(index[outside].reshape(-1)[0])
-            raise layer.error(f"{what} {value} of bottom '{label_blob(layer)}' is outside of 0 to {classes - 1}: there are {classes} {of}")
+            value = float(labels.detach()[outside].reshape(-1)[0])
+            raise layer.error(
+                f"{what} {value:.10g} of bottom '{label_blob(layer)}' is outside of 0 to {classes - 1}: there are {classes} {of}"
+            )
         return (index if ignore is None else index.masked_fill(index == ignore, 0)), None
     return index.clamp(0, classes - 1), outside
 

@@ -174,7 +174,9 @@ def _open(url: str, offset: int, origin: _Origin, part: Path, retry: RetryPolicy
             discard_partial(part)
             raise _Dropped("the server's file is shorter than what was fetched earlier") from None
         kind = _Dropped if error.code in _RETRYABLE else FetchFailed
-        raise kind(f"the server answers {error.code} {error.reason}") from None
+        # One that redirects in a circle gets a reason of several lines from urllib.
+        reason = str(error.reason).partition("\n")[0].rstrip(".")
+        raise kind(f"the server answers {error.code} {reason}") from None
     except urllib.error.URLError as error:
         if isinstance(error.reason, (ConnectionResetError, TimeoutError, BrokenPipeError)):
             raise _Dropped(f"no answer ({_reason(error.reason)})") from None

@@ -23,8 +23,8 @@ LABELLED = [
 
 
 @pytest.mark.parametrize(("text", "what"), LABELLED)
-@pytest.mark.parametrize("label", [5, -1])
-def test_a_label_outside_of_the_classes_is_named(text: str, what: str, label: int) -> None:
+@pytest.mark.parametrize("label", [5, -1, math.nan, math.inf])
+def test_a_label_outside_of_the_classes_is_named(text: str, what: str, label: float) -> None:
     layer = one_layer(text, (4, 5), (4,))
     with pytest.raises(NetError, match=rf"layer 'l': .*label {label} of bottom 'b1' is outside of 0 to 4: there are 5 {what}"):
         layer(torch.rand(4, 5), torch.tensor([0.0, 1.0, float(label), 2.0]))

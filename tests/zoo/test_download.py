@@ -127,6 +127,16 @@ def test_a_redirection_elsewhere_is_refused(tmp_path: Path, location: str) -> No
     assert names(tmp_path) == []
 
 
+def test_a_server_that_redirects_in_a_circle_is_one_line(tmp_path: Path) -> None:
+    with (
+        serving(b"", answers=[302] * 20, location="/w") as other,
+        pytest.raises(ZooError, match=r"the server answers 302 .*infinite loop") as raised,
+    ):
+        get(card_at(f"{other.url}/w"), tmp_path)
+    assert "\n" not in str(raised.value)
+    assert names(tmp_path) == []
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full device")
 def test_a_full_disk_is_an_error_that_names_the_file(server: Server, tmp_path: Path) -> None:
     (tmp_path / "weights.caffemodel.part").symlink_to("/dev/full")
