@@ -295,7 +295,7 @@ def _sheet(maps: NDArray[np.float32], view: View) -> tuple[Pixels, int, tuple[in
         colours = colours[:, ::factor, ::factor]
     else:
         factor = max(1, target // max(height, width))
-        colours = colours.repeat(factor, axis=1).repeat(factor, axis=2)
+        colours = colours.repeat(factor, axis=1).repeat(factor, axis=2) if factor > 1 else colours
     high, wide = colours.shape[1] + 2, colours.shape[2] + 2
     rows = -(-count // columns)
     padded = np.zeros((rows * columns, high, wide, 3), np.uint8)
