@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -145,21 +146,31 @@ def inline_branches(model: onnx.ModelProto, constants: Mapping[str, NDArray[Any]
     }
     if not chosen:
         return None
+    return replace_nodes(model, {index: partial(_put_branch, model.graph.node[index], then=then) for index, then in chosen.items()})
+
+
+def replace_nodes(model: onnx.ModelProto, replacements: Mapping[int, Callable[[onnx.GraphProto], None]]) -> onnx.ModelProto:
+    """Return a copy in which other nodes stand for some of the graph's.
+
+    Args:
+        model: The model.
+        replacements: A node's index → what adds to the new graph the nodes that stand for it.
+    """
     result = onnx.ModelProto()
     result.CopyFrom(model)
     del result.graph.node[:]
     for index, node in enumerate(model.graph.node):
-        if index not in chosen:
+        if index in replacements:
+            replacements[index](result.graph)
+        else:
             result.graph.node.add().CopyFrom(node)
-            continue
-        wanted = "then_branch" if chosen[index] else "else_branch"
-        branch = next(item.g for item in node.attribute if item.name == wanted)
-        _put_in(result.graph, node, branch, f"{node.name or node.output[0]}/")
     return result
 
 
-def _put_in(graph: onnx.GraphProto, node: onnx.NodeProto, branch: onnx.GraphProto, prefix: str) -> None:
-    """Add the nodes of an If's branch to ``graph``; values of the branch get ``prefix``, its outputs the names of the If's."""
+def _put_branch(node: onnx.NodeProto, graph: onnx.GraphProto, *, then: bool) -> None:
+    """Add the nodes of an If's branch to ``graph``; its outputs get the names of the If's, and its values the node's name in front of theirs."""
+    branch = next(item.g for item in node.attribute if item.name == ("then_branch" if then else "else_branch"))
+    prefix = f"{node.name or node.output[0]}/"
     renamed = put_nodes(graph, branch.initializer, branch.node, prefix, {})
     for source, name in zip(branch.output, node.output, strict=False):
         if name:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from caffetools.engines.onnxruntime import open_session
-from caffetools.onnx.import_inline import RANDOM, bodies, is_own, put_nodes, read_values
+from caffetools.onnx.import_inline import RANDOM, bodies, is_own, put_nodes, read_values, replace_nodes
 
 # As many as a recurrent node is written out for.
 MOST_STEPS = 512
@@ -96,15 +97,7 @@ def unroll_loops(
     chosen = {loop.index: loop for loop in loops if 0 < loop.steps <= MOST_STEPS}
     if not chosen:
         return None
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    del result.graph.node[:]
-    for index, node in enumerate(model.graph.node):
-        if index in chosen:
-            _unroll(result.graph, chosen[index], opset)
-        else:
-            result.graph.node.add().CopyFrom(node)
-    return result
+    return replace_nodes(model, {index: partial(_unroll, loop, opset) for index, loop in chosen.items()})
 
 
 def _scans(model: onnx.ModelProto, values: Mapping[str, NDArray[Any]], opset: int) -> Iterator[_Loop]:
@@ -172,7 +165,7 @@ def _ends_by_values(node: onnx.NodeProto, body: onnx.GraphProto, depends: Collec
         changing = found
 
 
-def _unroll(graph: onnx.GraphProto, loop: _Loop, opset: int) -> None:
+def _unroll(loop: _Loop, opset: int, graph: onnx.GraphProto) -> None:
     """Add the nodes of every step to ``graph``, and the loop's outputs."""
     inputs = [value.name for value in loop.body.input]
     is_loop = loop.node.op_type == "Loop"
