@@ -227,15 +227,15 @@ def top_images(
     device: Device = "auto", show: Show = False, dialect: Dialect = None, plugin: Plugin = None,
 ) -> None:  # fmt: skip
     """Find the pictures that activate each unit most, and draw the crops of their receptive fields."""
-    from caffetools.visualize.top_images import find_top_images, top_images_figure
+    from caffetools.visualize.top_images import check_units, find_top_images, top_images_figure
 
     model = open_net(deploy, weights, mean, scale, resize, None, device)
     files = _pictures_of(pictures)
     shape = model.net.blob_shapes.get(blob, ())
     # Before the pictures are run; a blob that is not there is reported by that.
     chosen = parse_units(units, shape[1]) if len(shape) > 1 else []
-    if wrong := [unit for unit in chosen if unit >= shape[1]]:
-        raise DataError(f"blob '{blob}' has {shape[1]} channels, so it has no unit {wrong[0]}")
+    if chosen:
+        check_units(blob, chosen, shape[1])
     with progress_sink("Top images") as sink:
         found = find_top_images(model, files, blob, top=min(top, len(files)), batch=batch, state=state, events=sink)
     emit(lambda theme: top_images_figure(model, files, found, chosen, theme=theme), out, show, f"Top pictures of {blob}")

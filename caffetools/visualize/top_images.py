@@ -127,6 +127,13 @@ def find_top_images(
     return found
 
 
+def check_units(blob: str, units: Sequence[int], count: int) -> None:
+    """Check units of a blob with ``count`` channels. Raises :class:`DataError` that names the first one that it does not have."""
+    wrong = next((unit for unit in units if not 0 <= unit < count), None)
+    if wrong is not None:
+        raise DataError(f"blob '{blob}' has {count} channels, so it has no unit {wrong}")
+
+
 def top_images_figure(
     model: PictureNet, pictures: Sequence[PathLike], found: TopImages, units: Sequence[int], *, side: int = 96, theme: Theme = LIGHT
 ) -> tuple[Figure, str]:
@@ -135,12 +142,11 @@ def top_images_figure(
     Raises:
         DataError: there is no such unit, or a picture cannot be read any more.
     """
+    check_units(found.blob, units, len(found.values))
     field = receptive_fields(model.net).get(found.blob)
     panels = []
     columns = min(found.values.shape[1], found.done)
     for unit in units:
-        if not 0 <= unit < len(found.values):
-            raise DataError(f"blob '{found.blob}' has {len(found.values)} channels, so it has no unit {unit}")
         for rank in range(columns):
             index = int(found.pictures[unit, rank])
             if index < 0:
