@@ -434,7 +434,7 @@ class Server(socketserver.ThreadingMixIn, HTTPServer):
 class Handler(BaseHTTPRequestHandler):
     """POST a picture's file, and get its result as JSON; GET answers that the service runs."""
 
-    timeout = 30
+    timeout, disable_nagle_algorithm = 30, True  # the body, written after the headers, does not wait for a delayed ACK
     server_version, sys_version = "caffetools", ""
     server: Server
 

@@ -91,6 +91,8 @@ class LiveServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: LiveServer
     protocol_version = "HTTP/1.1"
+    # Headers and body are written one after the other: without this the body waits 40 ms for the browser's delayed ACK.
+    disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
         self._answer(b"")

@@ -302,9 +302,16 @@ def test_the_page_in_a_browser(server: LiveServer, tmp_path: Path, monkeypatch: 
         key('d'); key('u'); await wait(() => get('origin').textContent === 'of unit 1 of ip'); key('b'); key('b'); key('a'); key('t'); key('T');
         await wait(() => get('view').textContent === 'guided-backprop of unit 1 of ip, gamma 0.5, channels scaled alike');
         key('z'); await wait(() => !get('zoomed').hidden); key('Escape'); await wait(() => get('view').textContent === '' && get('zoomed').hidden);
+        for (const delay of [0, 5, 40]) {
+          const broken = new DataTransfer(); broken.items.add(new File(['text'], 'no.png', { type: 'image/png' }));
+          window.caffetoolsLive.picture(blob); await new Promise((resolve) => setTimeout(resolve, delay)); get('error').textContent = '';
+          get('file').files = broken.files; get('file').dispatchEvent(new Event('change'));
+          await wait(() => get('error').textContent); await new Promise((resolve) => setTimeout(resolve, 400));
+          out.push(get('error').textContent.startsWith('no.png: not a picture')); get('error').textContent = '';
+        }
         out.push(get('keys').hidden, get('curves').children.length, get('error').textContent, location.search);
         done(out.join('|'));
       } catch (error) { done('error: ' + error); } });</script></body>"""
     real = page.render_template
     monkeypatch.setattr(live_server, "render_template", lambda name, **values: real(name, **values).replace("</body>", script))
-    assert open_page(server.url, tmp_path, budget=20000) == "true|false|2|true|true|false|3||"
+    assert open_page(server.url, tmp_path, budget=20000) == "true|false|2|true|true|true|true|true|false|3||"

@@ -4,6 +4,8 @@
   const get = (id) => document.getElementById(id);
   const canvas = get("input"), context = canvas.getContext("2d", { willReadFrequently: true }), video = get("video");
   const blob = get("blob"), unit = get("unit"), method = get("method");
+  // Counts the pictures, videos and webcams that were chosen: an answer about an earlier one is not shown.
+  let source = 0;
   let ended = false, busy = false, again = false, frozen = false, last = null, sheet = null, times = [], files = [], at = -1;
   const view = { gamma: 1, common: false, back: false, crop: false, colour: false, zoom: 0, timing: false, origin: null, tops: "" };
   history.replaceState(null, "", "/");
@@ -22,9 +24,10 @@
   }
 
   async function ask(path, body, more = {}) {
-    const query = new URLSearchParams({ page, blob: blob.value, unit: unit.value, ...more });
+    const query = new URLSearchParams({ page, blob: blob.value, unit: unit.value, ...more }), of = source;
     const response = await reach(path + "?" + query, { method: body === undefined ? "GET" : "POST", body });
     const answer = await response.json();
+    if (path === "/api/frame" && of !== source) return null;
     if (path !== "/api/run" || answer.error) get("error").textContent = answer.error || "";
     if (answer.error) throw new Error(answer.error);
     return answer;
@@ -72,24 +75,7 @@
     try {
       const began = performance.now();
       const answer = await ask("/api/frame", last, looks());
-      sheet = { columns: answer.columns, rows: answer.rows };
-      get("sheet").src = answer.sheet;
-      get("unit-map").src = answer.unit;
-      get("value").textContent = answer.value === null ? "not a number: the net gives NaN or infinite values" : "largest value " + answer.value.toPrecision(4);
-      get("predictions").replaceChildren(...answer.predictions.map(([name, share]) => {
-        const row = document.createElement("li"), bar = document.createElement("i");
-        if (share !== null) bar.style.width = Math.max(0, Math.min(100, 100 * share)) + "%";
-        row.append(name, document.createElement("span"), bar);
-        row.children[0].textContent = share === null ? "NaN" : share >= 0 && share <= 1 ? (100 * share).toFixed(1) + "%" : share.toPrecision(4);
-        return row;
-      }));
-      mark();
-      const now = performance.now();
-      times = [...times.filter((time) => now - time < 2000), now];
-      get("fps").textContent = times.length > 2 ? (((times.length - 1) * 1000) / (now - times[0])).toFixed(1) + " frames/s" : "";
-      if (view.timing) get("fps").textContent += " " + (now - began).toFixed(0) + " ms";
-      tell();
-      if (get("always").checked) await explain();
+      if (answer) await show(answer, performance.now() - began);
     } catch (error) {
       get("error").textContent = error.message;
     }
@@ -97,34 +83,59 @@
     if (again) { again = false; send(); }
   }
 
-  function paint(source, width, height, crop) {
+  async function show(answer, took) {
+    sheet = { columns: answer.columns, rows: answer.rows };
+    get("sheet").src = answer.sheet;
+    get("unit-map").src = answer.unit;
+    get("value").textContent = answer.value === null ? "not a number: the net gives NaN or infinite values" : "largest value " + answer.value.toPrecision(4);
+    get("predictions").replaceChildren(...answer.predictions.map(([name, share]) => {
+      const row = document.createElement("li"), bar = document.createElement("i");
+      if (share !== null) bar.style.width = Math.max(0, Math.min(100, 100 * share)) + "%";
+      row.append(name, document.createElement("span"), bar);
+      row.children[0].textContent = share === null ? "NaN" : share >= 0 && share <= 1 ? (100 * share).toFixed(1) + "%" : share.toPrecision(4);
+      return row;
+    }));
+    mark();
+    const now = performance.now();
+    times = [...times.filter((time) => now - time < 2000), now];
+    get("fps").textContent = times.length > 2 ? (((times.length - 1) * 1000) / (now - times[0])).toFixed(1) + " frames/s" : "";
+    if (view.timing) get("fps").textContent += " " + took.toFixed(0) + " ms";
+    tell();
+    if (get("always").checked) await explain();
+  }
+
+  function paint(image, width, height, crop) {
     // Without a crop the whole picture is resized, as the net's preprocessing does.
     const shape = facts.size[0] / facts.size[1], [w, h] = crop ? [Math.min(width, height * shape), Math.min(height, width / shape)] : [width, height];
     canvas.width = Math.round(Math.min(w, 480, (480 * w) / h)) || 1;
     canvas.height = Math.round((h * canvas.width) / w) || 1;
-    context.drawImage(source, (width - w) / 2, (height - h) / 2, w, h, 0, 0, canvas.width, canvas.height);
+    context.drawImage(image, (width - w) / 2, (height - h) / 2, w, h, 0, 0, canvas.width, canvas.height);
   }
 
   const encoded = () => new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.92));
 
-  async function draw(source, width, height) {
-    paint(source, width, height, false);
-    last = await encoded();
+  async function draw(image, width, height, crop = false, file = null) {
+    const of = source;
+    paint(image, width, height, crop);
+    const data = file || (await encoded());
+    if (of !== source) return;
+    last = data;
     await send();
   }
 
   async function picture(file) {
-    const bitmap = await createImageBitmap(file);
-    paint(bitmap, bitmap.width, bitmap.height, view.crop);
+    const of = source, bitmap = await createImageBitmap(file);
     // The file itself where it can be read: then the net sees exactly what its preprocessing makes of it.
-    last = /jpeg|png/.test(file.type) && !view.crop && file.size < 16e6 ? file : await encoded();
-    await send();
+    const whole = /jpeg|png/.test(file.type) && !view.crop && file.size < 16e6;
+    if (of === source) await draw(bitmap, bitmap.width, bitmap.height, view.crop, whole ? file : null);
   }
 
   // Shows a picture of those that the page was given, or the one after the last one shown.
   async function go(index) {
     if (!files.length) return;
     at = (index + files.length) % files.length;
+    stop();
+    const of = source;
     let file;
     try {
       file = await files[at]();
@@ -132,7 +143,7 @@
       get("error").textContent = error.message;
       return;
     }
-    stop();
+    if (of !== source) return;
     get("name").textContent = file.name + (files.length > 1 ? " (" + (at + 1) + " of " + files.length + ")" : "");
     try {
       await picture(file);
@@ -153,13 +164,21 @@
     return new File([data], name, { type: /\.png$/i.test(name) ? "image/png" : /\.jpe?g$/i.test(name) ? "image/jpeg" : "" });
   }
 
-  function loop() {
-    if (video.srcObject === null && !video.src) return;
-    if (!frozen && !busy && video.readyState >= 2) draw(video, video.videoWidth, video.videoHeight);
-    requestAnimationFrame(loop);
+  // Shows the video's frames one after the other, as fast as the server answers, until something else is chosen.
+  async function play() {
+    const of = source;
+    await video.play();
+    while (of === source) {
+      if (!frozen && !busy && video.readyState >= 2) await draw(video, video.videoWidth, video.videoHeight);
+      await new Promise(requestAnimationFrame);
+    }
   }
 
   function stop() {
+    source += 1;
+    again = false;
+    times = [];
+    get("fps").textContent = "";
     if (video.srcObject) video.srcObject.getTracks().forEach((track) => track.stop());
     video.srcObject = null;
     if (video.src) URL.revokeObjectURL(video.src);
@@ -176,13 +195,14 @@
       return;
     }
     stop();
+    const of = source;
     try {
       get("name").textContent = file.name;
       video.src = URL.createObjectURL(file);
       video.loop = true;
-      await video.play();
-      loop();
+      await play();
     } catch (error) {
+      if (of !== source) return;
       stop();
       get("error").textContent = file.name + ": the browser cannot play this video (" + error.message + ")";
     }
@@ -191,14 +211,16 @@
   async function webcam() {
     if (video.srcObject) { stop(); await go(Math.max(0, at)); return; }
     stop();
+    const of = source;
     try {
-      video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { width: 640 } });
-      await video.play();
+      const stream = await navigator.mediaDevices.getUserMedia({ video: { width: 640 } });
+      if (of !== source) { stream.getTracks().forEach((track) => track.stop()); return; }
+      video.srcObject = stream;
       get("webcam").setAttribute("aria-pressed", "true");
       get("name").textContent = "";
-      loop();
+      await play();
     } catch (error) {
-      get("error").textContent = "The webcam cannot be opened: " + error.message;
+      if (of === source) get("error").textContent = "The webcam cannot be opened: " + error.message;
     }
   }
 
