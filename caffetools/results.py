@@ -17,6 +17,17 @@ from caffetools.errors import DataError, ModelFileError
 Picture = NDArray[np.uint8] | str | os.PathLike[str]
 
 
+def share_text(share: float, form: str = ".1%") -> str:
+    """Return a share, 0 to 1, as text that is not rounded up to 1: a result with errors must not read as one without.
+
+    Args:
+        share: The share.
+        form: Of the number: ``.1%``, ``.4f``.
+    """
+    digits = int(form[1:-1]) + (2 if form.endswith("%") else 0)
+    return format(min(share, 1 - 10.0**-digits) if share < 1 else share, form)
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of a pipeline.

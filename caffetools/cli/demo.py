@@ -12,6 +12,7 @@ from caffetools.cli.options import not_standard_output
 from caffetools.cli.show import console, print_json, print_next
 from caffetools.errors import Cancelled
 from caffetools.events import ignore
+from caffetools.results import share_text
 from caffetools.util.arguments import MOST_SEED
 
 
@@ -46,6 +47,6 @@ def demo(
     console.print()
     for phase, name in zip(done.phases, ("digits 0 to 4", "digits 5 to 9"), strict=True):
         confusion = phase.evaluation.confusion
-        console.print(f"{name}: {confusion.accuracy:.2%} of {confusion.total} held-out pictures right", markup=False)
+        console.print(f"{name}: {share_text(confusion.accuracy, '.2%')} of {confusion.total} held-out pictures right", markup=False)
     console.print(f"Report: {done.report.resolve().as_uri()}", markup=False)
     print_next(command("classify", last.run.onnx, last.evaluation.samples[0].picture))

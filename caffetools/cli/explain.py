@@ -15,6 +15,7 @@ from caffetools.cli.options import Device, Dialect, Labels, Mean, Plugin, Resize
 from caffetools.cli.show import console, note, open_file, print_json, progress_sink
 from caffetools.cli.visualize_common import Deploy, Out, Picture, Show, Weights, emit, open_net, report_written
 from caffetools.errors import DataError
+from caffetools.results import share_text
 from caffetools.util.arguments import MOST_SEED
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def confusion(
 
     _, predictions = _predictions(deploy, weights, data, mean, scale, resize, device)
     matrix = predictions.confusion()
-    caption = f"{matrix.right} of {matrix.total} pictures correct ({matrix.accuracy:.2%})."
+    caption = f"{matrix.right} of {matrix.total} pictures correct ({share_text(matrix.accuracy, '.2%')})."
     emit(lambda theme: (confusion_figure(matrix, theme=theme), caption), out, show, "Confusion matrix")
 
 

@@ -13,6 +13,7 @@ from caffetools.cli.models import weights_file
 from caffetools.cli.narrate import TerminalSink
 from caffetools.cli.show import console, print_json, print_next
 from caffetools.project.config import FinetuneConfig, command
+from caffetools.results import share_text
 
 if TYPE_CHECKING:
     from caffetools.project.run import FinetuneResult
@@ -41,8 +42,8 @@ def finetune(
         return
     confusion = result.evaluation.confusion
     top_5 = result.evaluation.top_5
-    among = f" ({top_5:.2%} among the five most probable)" if top_5 is not None else ""
-    console.print(f"\n{confusion.accuracy:.2%} of {confusion.total} held-out pictures right{among}", markup=False)
+    among = f" ({share_text(top_5, '.2%')} among the five most probable)" if top_5 is not None else ""
+    console.print(f"\n{share_text(confusion.accuracy, '.2%')} of {confusion.total} held-out pictures right{among}", markup=False)
     console.print(f"Deploy: {result.deploy}\nWeights: {result.weights}\nONNX: {result.run.onnx}", markup=False)
     console.print(f"Report: {report.resolve().as_uri()}", markup=False)
     samples = result.evaluation.samples

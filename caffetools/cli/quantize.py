@@ -10,6 +10,7 @@ import typer
 from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
 from caffetools.cli.options import Dialect, Force, Labels, Mean, Plugin, Resize, Scale, check_output, given_options, refuse_options
 from caffetools.cli.show import console, print_json, print_next, print_table, progress_sink, shortened
+from caffetools.results import share_text
 
 if TYPE_CHECKING:
     from caffetools.quant.quantize import Quantization
@@ -124,10 +125,11 @@ def _print(done: Quantization) -> None:
         print_table(("layer", ">SQNR (dB)", "computed in"), cells)
     if done.agreement is not None:
         of = f"{done.images} pictures" if done.decisions == done.images else f"{done.decisions:,} classifications in {done.images} pictures"
-        console.print(f"Same best class as in float: {done.agreement:.2%} of {of}.")
+        console.print(f"Same best class as in float: {share_text(done.agreement, '.2%')} of {of}.")
     if done.accuracy_before is not None and done.accuracy_after is not None:
         console.print(
-            f"Accuracy on {done.tested} labelled pictures: {done.accuracy_before:.2%} in float, {done.accuracy_after:.2%} in {done.precision}."
+            f"Accuracy on {done.tested} labelled pictures: {share_text(done.accuracy_before, '.2%')} in float, "
+            f"{share_text(done.accuracy_after, '.2%')} in {done.precision}."
         )
     before, after = shortened(done.bytes_before, "B"), shortened(done.bytes_after, "B")
     console.print(f"Size: {before} in float, {after} in {done.precision} ({done.bytes_after / done.bytes_before:.0%}).")

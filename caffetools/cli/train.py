@@ -128,7 +128,7 @@ def train(
         return
     options: dict[str, Any] = {"max_iter": max_iter, "level": level, "stages": split(stage), "skip_corrupt": skip_corrupt}
     compute = ComputeOptions(precision, compiled, checkpoint_memory=checkpoint_memory, cuda_graphs=cuda_graphs)
-    options["trackers"] = (tensorboard, mlflow, wandb)
+    options["trackers"] = _installed((tensorboard, mlflow, wandb))
     several = processes is not None or gpu == "all" or "," in gpu
     options["callbacks"] = _quantization(quantize, compute, several=several)
     if not (snapshot or resume or quiet):
@@ -236,6 +236,15 @@ def _trackers(chosen: tuple[Path | None, str, str], is_root: bool) -> list[Event
     from caffetools.solver.sinks import tracker_sinks
 
     return tracker_sinks(*chosen)
+
+
+def _installed(chosen: tuple[Path | None, str, str]) -> tuple[Path | None, str, str]:
+    """Return the trackers that were chosen. Raises where a package is missing, before anything is printed."""
+    if any(chosen):
+        from caffetools.solver.sinks import check_trackers
+
+        check_trackers(*chosen)
+    return chosen
 
 
 def _given_once(solver: Path | None, flag: Path | None) -> Path:

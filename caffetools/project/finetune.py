@@ -33,6 +33,7 @@ from caffetools.project.training_schedule import TrainingSchedule, plan_training
 from caffetools.proto.binary import read_caffemodel
 from caffetools.proto.sniff import wrong_kind
 from caffetools.proto.text import read_solver
+from caffetools.results import share_text
 from caffetools.solver.checkpoints.resume import newest_snapshot
 from caffetools.solver.checkpoints.snapshots import prefix_lock
 from caffetools.solver.compute_options import ComputeOptions
@@ -328,7 +329,7 @@ def _evaluate(run: FinetuneRun, steps: Steps, card: DatasetCard, weights: Path) 
     with steps.step("evaluate", "Classify the held-out pictures", held) as note:
         evaluation = evaluate(Classifier(run.deploy, weights), card, events=steps.events, cancel=steps.cancel)
         confusion = evaluation.confusion
-        note(f"{confusion.right} of {confusion.total} right: {confusion.accuracy:.2%}")
+        note(f"{confusion.right} of {confusion.total} right: {share_text(confusion.accuracy, '.2%')}")
     return evaluation
 
 

@@ -14,7 +14,7 @@ from caffetools.layers.softmax import SoftmaxWithLoss
 from caffetools.net.net import Net
 from caffetools.net.phases import layer_included, make_state
 from caffetools.proto.schema import TRAIN, NetParameter
-from caffetools.results import Confusion
+from caffetools.results import Confusion, share_text
 from caffetools.solver.callbacks import History
 from caffetools.solver.logs.training_log import LogRow, TrainingLog
 
@@ -120,7 +120,7 @@ def remarks_on(confusion: Confusion, advice: Advice = OF_FINETUNE, loss: float |
         and only.right < confusion.total
     ):
         remarks.append(
-            f"The network answers {only.name} for every held-out image; the accuracy of {confusion.accuracy:.1%} is the share of that class."
+            f"The network answers {only.name} for every held-out image; the accuracy of {share_text(confusion.accuracy)} is the share of that class."
         )
     unmeasured = [score.name for score in scores if score.pictures == 0]
     if unmeasured:

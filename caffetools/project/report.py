@@ -25,7 +25,7 @@ from caffetools.project.remarks import accuracy_interval, has_learned_nothing
 from caffetools.project.report_steps import after_run, better_run
 from caffetools.project.run import FinetuneResult
 from caffetools.proto.text import read_net
-from caffetools.results import Step
+from caffetools.results import Step, share_text
 from caffetools.solver.logs.training_log import TrainingLog
 from caffetools.visualize.cam import grad_cam
 from caffetools.visualize.colormaps import overlay
@@ -137,7 +137,7 @@ def _title(model: str) -> str:
 
 def _verdict(item: RunRecord) -> str:
     confusion = item.evaluation.confusion
-    text = f"{_title(item.model)} recognizes {confusion.accuracy:.1%} of {confusion.total} images that it was not trained on; "
+    text = f"{_title(item.model)} recognizes {share_text(confusion.accuracy)} of {confusion.total} images that it was not trained on; "
     text += f"guessing gives {1 / len(confusion.names):.1%}."
     if item.onnx is not None:
         text += " The ONNX file gives the same numbers." if item.onnx.passed else " The ONNX file gives other numbers: do not use it."
@@ -164,10 +164,10 @@ def _figures(runs: Sequence[RunRecord], steps: Sequence[Step]) -> list[KeyFigure
         confusion = item.evaluation.confusion
         low, high = accuracy_interval(confusion.right, confusion.total)
         note = f"{confusion.right} of {confusion.total} held-out images; 95% interval {low:.0%} to {high:.0%}"
-        figures.append(KeyFigure(f"{confusion.accuracy:.1%}", "accuracy" if len(runs) == 1 else f"accuracy, {item.title}", note))
+        figures.append(KeyFigure(share_text(confusion.accuracy), "accuracy" if len(runs) == 1 else f"accuracy, {item.title}", note))
     last = runs[-1]
     if last.evaluation.top_5 is not None:
-        figures.append(KeyFigure(f"{last.evaluation.top_5:.1%}", "top-5 accuracy", "true class among the five most probable"))
+        figures.append(KeyFigure(share_text(last.evaluation.top_5), "top-5 accuracy", "true class among the five most probable"))
     figures.append(
         KeyFigure(f"{last.evaluation.loss:.3g}", "loss", f"on held-out images; guessing: {math.log(len(last.card.classes)):.3g}")
     )
@@ -252,7 +252,7 @@ def _model_card(item: RunRecord) -> dict[str, str]:
         "Network": f"{item.model}, " + (f"fine-tuned from {item.start.name}" if item.start else "trained from random weights"),
         "Training data": f"{card.train_count} images from {card.pictures}, stored {size}, {'one channel' if card.channels == 1 else 'BGR'}",
         "Measured on": f"{confusion.total} held-out images of the same source; other sources may give other numbers",
-        "Accuracy": f"{confusion.accuracy:.2%}; lowest for {worst.name}: {worst.accuracy:.1%} of {worst.pictures} image{'s' * (worst.pictures != 1)}",
+        "Accuracy": f"{share_text(confusion.accuracy, '.2%')}; lowest for {worst.name}: {share_text(worst.accuracy)} of {worst.pictures} image{'s' * (worst.pictures != 1)}",
         "Calibration": f"expected error {item.evaluation.calibration.error:.2%}; probabilities are the softmax of the scores",
         "Limits": "every image gets one of the classes, also one that shows none of them",
     }

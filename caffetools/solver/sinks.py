@@ -56,7 +56,7 @@ def tensorboard_sink(folder: str | os.PathLike[str]) -> EventSink:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise CaffeToolsError("TensorBoard's files need the package tensorboard: pip install 'caffetools[tensorboard]'") from None
+        raise _missing("tensorboard") from None
     try:
         writer = SummaryWriter(os.fspath(folder))
     except OSError as error:
@@ -82,7 +82,7 @@ def mlflow_sink(experiment: str) -> EventSink:
     try:
         import mlflow
     except ImportError:
-        raise CaffeToolsError("MLflow needs the package mlflow: pip install 'caffetools[mlflow]'") from None
+        raise _missing("mlflow") from None
     try:
         client = mlflow.MlflowClient()
         known = client.get_experiment_by_name(experiment)
@@ -123,7 +123,7 @@ def wandb_sink(project: str) -> EventSink:
     try:
         import wandb
     except ImportError:
-        raise CaffeToolsError("Weights & Biases needs the package wandb: pip install 'caffetools[wandb]'") from None
+        raise _missing("wandb") from None
     run: Any = None
 
     def start(values: dict[str, str | int]) -> None:
@@ -142,6 +142,14 @@ def wandb_sink(project: str) -> EventSink:
     return _sink("Weights & Biases", log, lambda status: run.finish(exit_code=int(status == "failed")), start)
 
 
+def check_trackers(tensorboard: str | os.PathLike[str] | None = None, mlflow: str = "", wandb: str = "") -> None:
+    """Raise :class:`CaffeToolsError` where a package of :func:`tracker_sinks` is not installed, before anything is opened or printed."""
+    for asked, package in ((tensorboard, "tensorboard"), (mlflow, "mlflow"), (wandb, "wandb")):
+        # A folder of the name (W&B writes one) is a package without a file.
+        if asked and getattr(find_spec(package), "origin", None) is None:
+            raise _missing(package)
+
+
 def tracker_sinks(tensorboard: str | os.PathLike[str] | None = None, mlflow: str = "", wandb: str = "") -> list[EventSink]:
     """Return the sinks that are asked for.
 
@@ -156,6 +164,11 @@ def tracker_sinks(tensorboard: str | os.PathLike[str] | None = None, mlflow: str
     sinks = [tensorboard_sink(tensorboard)] if tensorboard else []
     sinks += [mlflow_sink(mlflow)] if mlflow else []
     return sinks + ([wandb_sink(wandb)] if wandb else [])
+
+
+def _missing(package: str) -> CaffeToolsError:
+    what = {"tensorboard": "TensorBoard's files need", "mlflow": "MLflow needs", "wandb": "Weights & Biases needs"}[package]
+    return CaffeToolsError(f"{what} the package {package}: pip install 'caffetools[{package}]'")
 
 
 def _sink(name: str, log: _Log, close: Callable[[Status], object], start: _Start = lambda _: None) -> EventSink:

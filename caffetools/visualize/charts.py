@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from caffetools.results import Calibration, Confusion
+from caffetools.results import Calibration, Confusion, share_text
 from caffetools.solver.logs.training_log import TrainingLog
 from caffetools.visualize.curves import PANELS, TITLES, Series, series
 
@@ -79,7 +79,11 @@ def confusion_cells(confusion: Confusion) -> list[dict[str, Any]]:
         count = int(confusion.counts[row, column])
         share = count / float(totals[row])
         true, given = confusion.names[row], confusion.names[column]
-        title = f"{true}: {count} correct ({share:.1%})" if row == column else f"{true} predicted as {given}: {count} ({share:.1%})"
+        title = (
+            f"{true}: {count} correct ({share_text(share)})"
+            if row == column
+            else f"{true} predicted as {given}: {count} ({share_text(share)})"
+        )
         level = 0.14 + 0.86 * math.sqrt(share)
         cells.append(
             {"row": int(row), "column": int(column), "count": count, "title": title, "good": row == column, "level": round(level, 3)}

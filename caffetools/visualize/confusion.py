@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from caffetools.results import Confusion
+from caffetools.results import Confusion, share_text
 from caffetools.visualize import style
 from caffetools.visualize.style import LIGHT, PathLike, Theme
 
@@ -45,7 +45,7 @@ def confusion_figure(confusion: Confusion, *, theme: Theme = LIGHT) -> Figure:
     axes.set_ylabel("true class", fontsize=style.LABEL)
     note = "blue: correct, orange: wrong\nthe stronger, the larger the share of the true class"
     axes.set_xlabel(f"predicted class\n{note}", fontsize=style.LABEL, linespacing=1.6)
-    title = f"{confusion.right:,} of {confusion.total:,} right ({confusion.accuracy:.1%})"
+    title = f"{confusion.right:,} of {confusion.total:,} right ({share_text(confusion.accuracy)})"
     axes.set_title(title, fontsize=style.TITLE, weight="bold", color=theme.text, loc="left", pad=10)
     return figure
 

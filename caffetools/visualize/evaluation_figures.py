@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from caffetools.errors import CaffeToolsError, DataError
+from caffetools.results import share_text
 from caffetools.util.process_settings import warnings_ignored
 from caffetools.visualize import style
 from caffetools.visualize.panels import TEXT_ROOM, Panel, enlarge, panels_figure, shorten_to, text_width
@@ -82,7 +83,7 @@ def roc_figure(predictions: Predictions, *, theme: Theme = LIGHT) -> tuple[Figur
     style.style_axes(axes, theme)
     axes.plot([0, 1], [0, 1], color=theme.muted, linewidth=1, linestyle=":")
     for number, curve in enumerate(curves[:_MOST_CURVES]):
-        label = style.plain(f"{style.shorten(curve.name, 28)}: {curve.area:.4f}")
+        label = style.plain(f"{style.shorten(curve.name, 28)}: {share_text(curve.area, '.4f')}")
         look = ["-", "--", "-."][number % 3]
         axes.plot(curve.false_positive, curve.true_positive, color=theme.series[number], linewidth=1.8, linestyle=look, label=label)
     axes.set_xlim(-0.01, 1.01)
@@ -100,7 +101,7 @@ def roc_figure(predictions: Predictions, *, theme: Theme = LIGHT) -> tuple[Figur
     axes.get_legend().get_title().set(color=theme.muted, fontsize=style.SMALL)  # type: ignore[union-attr]
     axes.set_title("ROC, one class against all others", fontsize=style.TITLE, weight="bold", color=theme.text, loc="left", pad=8)
     shown = "" if len(curves) <= _MOST_CURVES else f"; the {_MOST_CURVES} classes with the smallest areas are drawn"
-    return figure, f"{len(curves)} classes, mean area {mean:.4f}{shown}."
+    return figure, f"{len(curves)} classes, mean area {share_text(mean, '.4f')}{shown}."
 
 
 def errors_figure(model: PictureNet, predictions: Predictions, *, most: int = 60, theme: Theme = LIGHT) -> tuple[Figure, str]:
@@ -121,7 +122,7 @@ def errors_figure(model: PictureNet, predictions: Predictions, *, most: int = 60
         )
     accuracy = 1 - wrong.size / len(labels)
     were = "was" if wrong.size == 1 else "were"
-    caption = f"{wrong.size} of {len(labels)} pictures {were} classified wrongly ({accuracy:.2%} correct)"
+    caption = f"{wrong.size} of {len(labels)} pictures {were} classified wrongly ({share_text(accuracy, '.2%')} correct)"
     caption += f"; the {len(order)} most confident errors." if len(order) < wrong.size else "."
     caption += " Above: the true class; below: the most probable classes."
     return panels_figure(panels, "Errors", caption, theme=theme), caption

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from caffetools.results import Confusion, Sample
+from caffetools.results import Confusion, Sample, share_text
 from caffetools.util.files import write_text
 from caffetools.visualize import charts, style
 from caffetools.visualize.confusion import confusion_figure
@@ -105,7 +105,7 @@ def _confusion(confusion: Confusion, losses: Sequence[float | None], key: str) -
         "figure": None if small else shown_figure(Drawing(alt, lambda theme: confusion_figure(confusion, theme=theme)), key),
         # The table of classes needs the page's width for long names.
         "wide": len(confusion.names) > 12 or max(map(len, confusion.names)) > _MOST_LETTERS,
-        "pairs": [(pair.true, pair.predicted, f"{pair.count:,}", f"{pair.share:.1%}") for pair in pairs],
+        "pairs": [(pair.true, pair.predicted, f"{pair.count:,}", share_text(pair.share)) for pair in pairs],
         **_scores(confusion, losses),
     }
 
@@ -119,8 +119,8 @@ def _scores(confusion: Confusion, losses: Sequence[float | None]) -> dict[str, A
             s.name,
             f"{s.pictures:,}",
             f"{s.right:,}",
-            "–" if s.accuracy is None else {"share": s.accuracy, "text": f"{s.accuracy:.1%}"},
-            "–" if s.precision is None else f"{s.precision:.1%}",
+            "–" if s.accuracy is None else {"share": s.accuracy, "text": share_text(s.accuracy)},
+            "–" if s.precision is None else share_text(s.precision),
             *([_loss_text(loss.get(s.name))] if losses else []),
         )
         for s in ordered
@@ -141,8 +141,8 @@ def _scores(confusion: Confusion, losses: Sequence[float | None]) -> dict[str, A
         "caption": caption + ("; loss: mean of −log(probability of the true class)" if losses else ""),
         "rows": rows if len(rows) <= _MOST_ROWS else rows[:_FIRST_ROWS],
         "all_rows": [] if len(rows) <= _MOST_ROWS else rows,
-        "worst": [(s.name, f"{s.accuracy:.1%}") for s in extremes[0]],
-        "best": [(s.name, f"{s.accuracy:.1%}") for s in extremes[1]],
+        "worst": [(s.name, share_text(s.accuracy)) for s in extremes[0]],
+        "best": [(s.name, share_text(s.accuracy)) for s in extremes[1]],
     }
 
 

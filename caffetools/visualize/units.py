@@ -159,6 +159,8 @@ def check_net(net: Net) -> Net:
     """Return ``net``. Raises :class:`NetError` where it is not a net, or in the TRAIN phase, where dropout is random."""
     if not isinstance(net, Net):
         raise NetError(f"a net of caffetools.load_net is expected, not {type(net).__name__}")
+    if net.training and net.phase == TEST:
+        raise NetError(f"the net '{net.name}' is in torch's training mode, where dropout is random; call net.eval() first")
     if net.phase != TEST:
         raise NetError(f"the net '{net.name}' is in the TRAIN phase; load it in the TEST phase to look into it")
     return net
@@ -203,7 +205,7 @@ def as_batch(image: Image) -> Tensor:
     x = array.float()
     if x.dim() == 4 and x.shape[0] == 1:
         x = x[0]
-    if x.dim() != 3:
+    if x.dim() != 3 or not x.numel():
         raise DataError(f"one preprocessed picture (C, H, W) is expected, not an array of {format_shape(x.shape)}")
     if not bool(torch.isfinite(x).all()):
         raise DataError("the picture has values that are NaN or infinite")

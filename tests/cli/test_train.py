@@ -18,7 +18,7 @@ import pytest
 from caffetools.proto.binary import read_caffemodel, read_solverstate
 from caffetools.solver.logs.caffe_log import read_log
 from tests.children import Child, run_child
-from tests.cli.inprocess import Done, run
+from tests.cli.inprocess import Done, error_of, run
 from tests.conftest import GOLDEN
 from tests.solver.tiny import tiny_solver
 
@@ -276,3 +276,13 @@ def test_a_run_killed_from_outside_resumes_to_the_same_bits(tmp_path: Path, tiny
     for kind in ("caffemodel", "solverstate"):
         name = f"tiny_iter_150.{kind}"
         assert (tiny / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_missing_tracker_is_named_before_anything_else_is_printed(command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    from caffetools.solver import sinks
+
+    assert command("solver.prototxt", "--max-iter", "100", "--quiet").returncode == 0
+    monkeypatch.setattr(sinks, "find_spec", lambda name: None)
+    for option in ("--mlflow", "--wandb", "--tensorboard"):
+        # Without a remark on the snapshots of the earlier training.
+        assert f"pip install 'caffetools[{option[2:]}]'" in error_of(command("solver.prototxt", option, "x"))

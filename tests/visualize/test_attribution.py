@@ -266,6 +266,7 @@ def test_wrong_names_units_and_pictures_are_refused(small: tuple[Net, nn.Sequent
         (DataError, "NaN or infinite", lambda: visualize.saliency(net, np.where(image > 1, np.nan, image), unit=0)),
         (DataError, "NaN or infinite", lambda: visualize.integrated_gradients(net, image, unit=0, baseline=float("nan"))),
         (DataError, "numbers is expected, not an array of type object", lambda: visualize.saliency(net, None, unit=0)),
+        (DataError, "picture .* is expected, not an array of 3 x 0 x 0", lambda: visualize.smooth_grad(net, np.ones((3, 0, 0)), unit=0)),
         (DataError, "not of complex ones", lambda: visualize.saliency(net, image.astype(np.complex64), unit=0)),
         (DataError, "a unit is an index c or .*, not 1.5", lambda: visualize.saliency(net, image, unit=1.5)),
         (DataError, "a unit is an index c or .*, not 'cat'", lambda: visualize.saliency(net, image, unit="cat")),
@@ -286,6 +287,10 @@ def test_a_net_that_trains_is_refused() -> None:
     net = net_of(data() + linear(5), phase=TRAIN)
     with pytest.raises(NetError, match="in the TRAIN phase; load it in the TEST phase"):
         visualize.saliency(net, np.ones((3, 8, 8), np.float32), unit=0)
+    tested = net_of(data() + linear(5))
+    tested.train()
+    with pytest.raises(NetError, match=r"in torch's training mode.*call net.eval\(\)"):
+        visualize.saliency(tested, np.ones((3, 8, 8), np.float32), unit=0)
 
 
 def test_maps_of_the_input_and_of_layers_that_share_a_name() -> None:

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from caffetools.errors import DataError
-from caffetools.results import ClassScore, ConfusedPair, Confusion
+from caffetools.results import ClassScore, ConfusedPair, Confusion, share_text
 from caffetools.visualize.confusion import confusion_figure, draw_confusion
 from caffetools.visualize.style import DARK, LIGHT, shorten_all
 
@@ -28,6 +28,13 @@ def test_counts_scores_and_pairs() -> None:
     assert (confusion.scores()[3].accuracy, confusion.scores()[3].precision) == (None, None)
     assert confusion.most_confused() == [ConfusedPair("emu", "cat", 2, 2 / 3), ConfusedPair("cat", "dog", 1, 1 / 3)]
     assert confusion.most_confused(1) == [ConfusedPair("emu", "cat", 2, 2 / 3)]
+
+
+def test_a_share_below_one_is_not_rounded_up_to_one() -> None:
+    assert [share_text(share) for share in (1.0, 0.99996, 0.9994, 0.5, 0.0)] == ["100.0%", "99.9%", "99.9%", "50.0%", "0.0%"]
+    assert [share_text(share, ".4f") for share in (1.0, 0.99999, 0.99994)] == ["1.0000", "0.9999", "0.9999"]
+    almost = Confusion(np.array([[5000, 0], [1, 4999]]), ("cat", "dog"))
+    assert confusion_figure(almost).axes[0].get_title(loc="left") == "9,999 of 10,000 right (99.9%)"
 
 
 def test_the_numbers_are_those_of_scikit_learn() -> None:
