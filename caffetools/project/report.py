@@ -252,7 +252,7 @@ def _model_card(item: RunRecord) -> dict[str, str]:
         "Network": f"{item.model}, " + (f"fine-tuned from {item.start.name}" if item.start else "trained from random weights"),
         "Training data": f"{card.train_count} images from {card.pictures}, stored {size}, {'one channel' if card.channels == 1 else 'BGR'}",
         "Measured on": f"{confusion.total} held-out images of the same source; other sources may give other numbers",
-        "Accuracy": f"{share_text(confusion.accuracy, '.2%')}; lowest for {worst.name}: {share_text(worst.accuracy)} of {worst.pictures} image{'s' * (worst.pictures != 1)}",
+        "Accuracy": f"{share_text(confusion.accuracy, '.2%')}; lowest for {worst.name}: {share_text(worst.accuracy or 0.0)} of {worst.pictures} image{'s' * (worst.pictures != 1)}",
         "Calibration": f"expected error {item.evaluation.calibration.error:.2%}; probabilities are the softmax of the scores",
         "Limits": "every image gets one of the classes, also one that shows none of them",
     }

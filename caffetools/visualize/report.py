@@ -141,8 +141,8 @@ def _scores(confusion: Confusion, losses: Sequence[float | None]) -> dict[str, A
         "caption": caption + ("; loss: mean of −log(probability of the true class)" if losses else ""),
         "rows": rows if len(rows) <= _MOST_ROWS else rows[:_FIRST_ROWS],
         "all_rows": [] if len(rows) <= _MOST_ROWS else rows,
-        "worst": [(s.name, share_text(s.accuracy)) for s in extremes[0]],
-        "best": [(s.name, share_text(s.accuracy)) for s in extremes[1]],
+        "worst": [(s.name, share_text(s.accuracy or 0.0)) for s in extremes[0]],
+        "best": [(s.name, share_text(s.accuracy or 0.0)) for s in extremes[1]],
     }
 
 
