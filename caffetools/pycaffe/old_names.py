@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import collections.abc
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from numpy.typing import DTypeLike, NDArray
 def provided() -> Iterator[None]:
     """Return a context in which the removed names are there (``np.float``, ``np.int``, ``np.fromstring`` of bytes, ``time.clock``).
 
+    NumPy's scalars have the texts that they had then.
+
     Names that the installed versions have are left as they are, and what was added is removed again at the end.
     """
     added: list[tuple[ModuleType, str, Any]] = []
@@ -29,8 +32,11 @@ def provided() -> Iterator[None]:
                 setattr(module, name, value)
     added.append((np, "fromstring", np.fromstring))
     np.fromstring = _from_string_of(np.fromstring)
+    # Since NumPy 2 a list of scalars is written as [np.float32(0.5)], which programs that read such texts do not take.
+    texts = np.printoptions(legacy="1.25") if int(np.__version__.partition(".")[0]) > 1 else contextlib.nullcontext()
     try:
-        yield
+        with texts:
+            yield
     finally:
         for module, name, before in reversed(added):
             if before is None:

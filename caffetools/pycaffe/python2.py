@@ -7,6 +7,7 @@ import copy
 import functools
 import importlib
 import importlib.machinery
+import importlib.util
 import re
 import sys
 import sysconfig
@@ -18,13 +19,13 @@ from types import CodeType, ModuleType
 from typing import Any, Protocol
 
 from caffetools.errors import CaffeToolsError
-from caffetools.pycaffe import python2_files, python2_lists, python2_modules, python2_order
+from caffetools.pycaffe import python2_exec, python2_files, python2_lists, python2_modules, python2_numbers, python2_order
 
 _PACKAGE = Path(__file__).parent.parent
 # The fixers of 2to3 that scripts need; those that only change the style are left out.
 _FIXERS = (
     *("apply", "basestring", "dict", "except", "exec", "execfile", "funcattrs", "getcwdu", "has_key", "import", "imports", "imports2"),
-    *("input", "intern", "long", "metaclass", "methodattrs", "ne", "next", "nonzero", "numliterals", "operator", "paren", "print"),
+    *("input", "intern", "metaclass", "methodattrs", "ne", "next", "nonzero", "numliterals", "operator", "paren", "print"),
     *("raise", "raw_input", "reduce", "reload", "renames", "repr", "standarderror", "sys_exc", "throw", "tuple_params", "types", "unicode"),
     *("urllib", "xrange", "xreadlines"),
 )
@@ -50,11 +51,11 @@ _ORDERING = {
     _METHODS: python2_order.with_methods,
 }
 _HELPERS = {
-    "__divide_as_python2__": python2_modules.divide,
-    "__divide_into_as_python2__": python2_modules.divide_into,
+    "__divide_as_python2__": python2_numbers.divide,
+    "__divide_into_as_python2__": python2_numbers.divide_into,
     "__recode_as_python2__": python2_modules.recode,
     "__print_as_python2__": python2_modules.print_text,
-    "__round_as_python2__": python2_modules.round_half_away,
+    "__round_as_python2__": python2_numbers.round_half_away,
     "__map_as_python2__": python2_lists.map_list,
     "__filter_as_python2__": python2_lists.filter_list,
     "__zip_as_python2__": python2_lists.zip_list,
@@ -65,12 +66,23 @@ _HELPERS = {
     "__bytes_as_python2__": python2_modules.to_bytes,
     "__message_as_python2__": python2_modules.message_of,
     "__open_as_python2__": python2_files.open_file,
-    "__octal_as_python2__": python2_modules.octal,
+    "__octal_as_python2__": python2_numbers.octal,
     "__buffer_as_python2__": python2_modules.buffer_of,
-    "__coerce_as_python2__": python2_modules.coerce,
+    "__coerce_as_python2__": python2_numbers.coerce,
+    "__hex_as_python2__": python2_numbers.hexadecimal,
+    "__repr_as_python2__": python2_numbers.represent,
+    "__shown_as_python2__": python2_modules.shown,
+    "__bytes_of_python2__": python2_files.Bytes,
+    "__children_as_python2__": python2_modules.children_of,
+    "__elements_as_python2__": python2_modules.elements_of,
+    "__ord_as_python2__": python2_modules.ordinal,
+    python2_numbers.LONG: python2_numbers.Long,
 }
 _DIVIDE, _DIVIDE_INTO, _RECODE, _PRINT, _ROUND, _MAP, _FILTER, _ZIP, _SLICES, *_OTHERS = _HELPERS
-_STR, _TRANSLATE, _FORMAT, _TO_BYTES, _MESSAGE, _OPEN, _OCTAL, _BUFFER, _COERCE = _OTHERS
+_STR, _TRANSLATE, _FORMAT, _TO_BYTES, _MESSAGE, _OPEN, _OCTAL, _BUFFER, _COERCE, *_NEWER = _OTHERS
+_HEX, _REPR, _SHOWN, _BYTES, _CHILDREN, _ELEMENTS, _ORDINAL, _LONG = _NEWER
+# What runs code of Python 2; see :class:`python2_exec.Execs`.
+_EXECS = {name: f"__{name}_as_python2__" for name in ("exec", "eval", "compile", "function")}
 _EXCEPTION = ("exc_type", "exc_value", "exc_traceback")
 # What 2to3 renames where it is called only.
 _RENAMED = {"cmp": _COMPARE, "raw_input": "input", "xrange": "range", "unichr": "chr", "buffer": _BUFFER, "coerce": _COERCE}
@@ -147,6 +159,7 @@ def convert(source: str, name: str) -> ast.Module:
     """
     text = _STRING_TYPES.sub("str", source.expandtabs(8))
     text = _EXCEPT_APART.sub(r"\1, __exception__: \2 = __exception__.args;", text)
+    text = python2_numbers.mark_longs(text, _tokenizer())
     try:
         converted, lines = _refactor(text if text.endswith("\n") else f"{text}\n", name)
         tree = ast.parse(converted, name)
@@ -156,6 +169,7 @@ def convert(source: str, name: str) -> ast.Module:
     if "division" not in future:
         _Division().visit(tree)
     _Comparison(tree).visit(tree)
+    python2_exec.Execs(_EXECS, rounds="division" not in future).visit(tree)
     _Strings(commas="print_function" not in future).visit(tree)
     python2_lists.Leaks(tree).visit(tree)
     ast.fix_missing_locations(tree)
@@ -179,14 +193,16 @@ def install_importer() -> None:
     """Convert modules of the user's that are imported from now on; ``sys.meta_path`` gets a finder for them."""
     import builtins
 
-    for name, helper in {**_ORDERING, **_HELPERS}.items():
+    code = python2_exec.Code(convert)
+    runs = dict(zip(_EXECS.values(), (code.run, code.evaluate, code.compile, code.run_in_function), strict=True))
+    for name, helper in {**_ORDERING, **_HELPERS, **runs}.items():
         setattr(builtins, name, helper)
     python2_modules.install()
     sys.meta_path.insert(0, _Finder())
 
 
 class _Division(ast.NodeTransformer):
-    """Replaces ``a / b`` and ``a /= b`` by a call of :func:`python2_modules.divide`."""
+    """Replaces ``a / b`` and ``a /= b`` by a call of :func:`python2_numbers.divide`."""
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
         self.generic_visit(node)
@@ -219,7 +235,7 @@ class _Comparison(ast.NodeTransformer):
         self._functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef)} | {_COMPARE}
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
-        new = {**_RENAMED, "map": _MAP, "filter": _FILTER, "zip": _ZIP, "file": _OPEN}.get(node.id)
+        new = {**_RENAMED, "map": _MAP, "filter": _FILTER, "zip": _ZIP, "file": _OPEN, "long": "int"}.get(node.id)
         return ast.copy_location(ast.Name(new, ast.Load()), node) if new and node.id not in self._own else node
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
@@ -231,6 +247,7 @@ class _Comparison(ast.NodeTransformer):
         return node
 
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        self._name_longs(node.left, *node.comparators)
         self.generic_visit(node)
         values = [node.left, *node.comparators]
         # Of a chain the values in the middle stand in two comparisons: only those that are computed without effects may.
@@ -246,6 +263,7 @@ class _Comparison(ast.NodeTransformer):
         return ast.copy_location(parts[0] if len(parts) == 1 else ast.BoolOp(ast.And(), parts), node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
+        self._name_longs(node.func, *(node.args[1:] if _is_name(node.func, "isinstance") else ()))
         self.generic_visit(node)
         function = node.func
         method = isinstance(function, ast.Attribute) and function.attr == "sort"
@@ -263,6 +281,13 @@ class _Comparison(ast.NodeTransformer):
         if isinstance(function, ast.Attribute):
             node.args.insert(0, function.value)
         return node
+
+    def _name_longs(self, *nodes: ast.expr) -> None:
+        """Let ``long`` be a type of its own where it is called or compared with; as the type of arrays and elsewhere it is int."""
+        for node in nodes:
+            for part in node.elts if isinstance(node, (ast.Tuple, ast.List)) else (node,):
+                if isinstance(part, ast.Name) and part.id == "long" and "long" not in self._own:
+                    part.id = _LONG
 
     def _is_function(self, node: ast.expr) -> bool:
         """Return whether the argument of a method ``sort`` is a comparison: an array's takes its axis there."""
@@ -293,6 +318,12 @@ class _Strings(ast.NodeTransformer):
             node.module = python2_modules.name_of(node.module) or node.module
         return node
 
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        if not isinstance(node.value, bytes):
+            return node
+        text = ast.Constant(node.value.decode()) if node.value.isascii() else ast.Call(ast.Name(_BYTES, ast.Load()), [node], [])
+        return ast.copy_location(text, node)
+
     def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
         self.generic_visit(node)
         if not isinstance(node.op, ast.Mod) or not isinstance(node.left, ast.Constant) or not isinstance(node.left.value, str):
@@ -301,7 +332,9 @@ class _Strings(ast.NodeTransformer):
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         self.generic_visit(node)
-        if isinstance(node.value, ast.Name) and node.value.id == "sys" and node.attr in _EXCEPTION:
+        if _is_name(node.value, "sys") and node.attr == "platform" and isinstance(node.ctx, ast.Load) and sys.platform == "linux":
+            return ast.copy_location(ast.Constant("linux2"), node)
+        if _is_name(node.value, "sys") and node.attr in _EXCEPTION:
             info = ast.Call(ast.Attribute(node.value, "exc_info", ast.Load()), [], [])
             return ast.copy_location(ast.Subscript(info, ast.Constant(_EXCEPTION.index(node.attr)), ast.Load()), node)
         if node.attr != "message" or not isinstance(node.ctx, ast.Load):
@@ -311,18 +344,24 @@ class _Strings(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
         if isinstance(node.func, ast.Name):
-            changed = {"print": _PRINT, "round": _ROUND, "open": _OPEN, "oct": _OCTAL}
+            changed = {"print": _PRINT, "round": _ROUND, "open": _OPEN, "oct": _OCTAL, "hex": _HEX, "repr": _REPR, "ord": _ORDINAL}
             if node.args:
                 changed["str"] = _STR
             if node.func.id == "print" and self._commas:
                 ends = [word for word in node.keywords if word.arg == "end"]
                 node.keywords = [word for word in node.keywords if word.arg != "end"]
                 node.keywords.append(ast.keyword("comma", ast.Constant(bool(ends))))
+                if any(isinstance(part, ast.Call) for value in node.args[1:] for part in ast.walk(value)):
+                    # Each value is written before the next one is computed, which may change it.
+                    node.args[:-1] = [ast.Call(ast.Name(_SHOWN, ast.Load()), [value], []) for value in node.args[:-1]]
             node.func.id = changed.get(node.func.id, node.func.id)
             return node
         if not isinstance(node.func, ast.Attribute):
             return node
         method, codec = node.func.attr, node.args[0] if node.args else None
+        if method in ("getchildren", "getiterator"):
+            name = _CHILDREN if method == "getchildren" else _ELEMENTS
+            return ast.copy_location(ast.Call(ast.Name(name, ast.Load()), [node.func.value, *node.args], node.keywords), node)
         if method == "translate" and len(node.args) == 2:
             return ast.copy_location(ast.Call(ast.Name(_TRANSLATE, ast.Load()), [node.func.value, *node.args], []), node)
         if method in python2_lists.SLICE_METHODS and len(node.args) > 2:
@@ -337,19 +376,30 @@ class _Strings(ast.NodeTransformer):
         return ast.copy_location(ast.Call(ast.Name(_RECODE, ast.Load()), arguments, node.keywords), node)
 
 
+def _is_name(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
 def _call(left: ast.expr, right: ast.expr) -> ast.Call:
     return ast.Call(ast.Name(_DIVIDE, ast.Load()), [left, right], [])
 
 
 @cache
-def _tool() -> Any:
+def _package() -> str:
     for package in ("fissix", "lib2to3"):
-        try:
-            refactor = importlib.import_module(f"{package}.refactor")
-        except ImportError:
-            continue
-        return refactor.RefactoringTool([f"{package}.fixes.fix_{name}" for name in _FIXERS], {"print_function": False})
+        if importlib.util.find_spec(package) is not None:
+            return package
     raise CaffeToolsError("--py2 needs the package fissix (pip install caffetools[py2])")
+
+
+@cache
+def _tool() -> Any:
+    refactor = importlib.import_module(f"{_package()}.refactor")
+    return refactor.RefactoringTool([f"{_package()}.fixes.fix_{name}" for name in _FIXERS], {"print_function": False})
+
+
+def _tokenizer() -> Any:
+    return importlib.import_module(f"{_package()}.pgen2.tokenize").generate_tokens
 
 
 def _refactor(source: str, name: str) -> tuple[str, list[int]]:

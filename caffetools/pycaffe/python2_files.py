@@ -16,14 +16,21 @@ from typing_extensions import Buffer
 def open_file(file: str | os.PathLike[str] | int, mode: str = "r", buffering: int = -1) -> Any:
     """Return ``open(file, mode, buffering)``, a file that takes text and bytes in either mode."""
     # Python 2 takes 0 and 1 for text files, too.
-    opened: Any = builtins.open(file, mode, buffering if "b" in mode or buffering > 1 else -1)  # noqa: PTH123, SIM115
+    plain = mode.replace("U", "") or "r"
+    opened: Any = builtins.open(file, plain, buffering if "b" in plain or buffering > 1 else -1)  # noqa: PTH123, SIM115
     if isinstance(opened, io.TextIOWrapper):
         encoding, errors = opened.encoding, opened.errors
-        text = _TextFile(opened.detach(), encoding, errors)
+        # Ends of lines are those of the file, but for mode "U".
+        text = _TextFile(opened.detach(), encoding, errors, newline=None if "U" in mode or os.name == "nt" else "\n")
         text.mode = mode
         return text
+    return with_text(opened)
+
+
+def with_text(stream: io.IOBase | None) -> Any:
+    """Return a binary stream as one that takes and gives text; other objects as they are."""
     kinds: dict[type, Any] = {io.BufferedReader: _Reader, io.BufferedWriter: _Writer, io.BufferedRandom: _Random}
-    return kinds[type(opened)](opened.detach()) if type(opened) in kinds else opened
+    return kinds[type(stream)](cast("io.BufferedReader", stream).detach()) if type(stream) in kinds else stream
 
 
 class _TextFile(io.TextIOWrapper):
@@ -61,10 +68,13 @@ class Bytes(bytes):
         return other in self.text() if isinstance(other, str) else super().__contains__(cast("bytes", other))
 
     def __add__(self, other: object) -> Any:
-        return self.text() + other if isinstance(other, str) else Bytes(super().__add__(cast("bytes", other)))
+        return as_text(bytes(self) + bytes(to_binary(other))) if isinstance(other, str) else Bytes(super().__add__(cast("bytes", other)))
 
     def __radd__(self, other: str | bytes) -> Any:
-        return other + self.text() if isinstance(other, str) else Bytes(other + bytes(self))
+        return as_text(bytes(to_binary(other)) + bytes(self)) if isinstance(other, str) else Bytes(other + bytes(self))
+
+    def __repr__(self) -> str:
+        return super().__repr__().removeprefix("b")
 
     def __mod__(self, values: object) -> Any:
         return self.text() % values
@@ -112,6 +122,13 @@ def as_text(data: bytes) -> str | Bytes:
         return Bytes(data)
 
 
+def as_strings(value: object) -> object:
+    """Return bytes, also those in a tuple, as text where they can be; other values as they are."""
+    if isinstance(value, tuple):
+        return tuple(map(as_strings, value))
+    return as_text(value) if isinstance(value, bytes) else value
+
+
 class _Reader(io.BufferedReader):
     """A binary file to read: its lines are text where they can be, and all else is :class:`Bytes`."""
 
@@ -141,6 +158,48 @@ class _Reader(io.BufferedReader):
         raise StopIteration
 
 
+class StringBuffer(io.BytesIO):
+    """``StringIO`` of Python 2: takes text and bytes; ``read`` gives bytes that take text, lines and values are text where they can be."""
+
+    def __init__(self, initial: Buffer | str = b""):
+        super().__init__(self._encode(initial))
+
+    @property
+    def len(self) -> int:
+        """The number of bytes."""
+        return self.getbuffer().nbytes
+
+    def write(self, data: Buffer | str, /) -> int:
+        return super().write(self._encode(data))
+
+    @staticmethod
+    def _encode(data: Buffer | str) -> Buffer:
+        return data.encode() if isinstance(data, str) else data
+
+    def read(self, size: int | None = -1, /) -> Bytes:
+        return Bytes(super().read(size))
+
+    def getvalue(self) -> Any:
+        return as_text(super().getvalue())
+
+    def readline(self, size: int | None = -1, /) -> Any:
+        return as_text(super().readline(size))
+
+    def readlines(self, hint: int | None = -1, /) -> list[Any]:
+        return list(map(as_text, super().readlines(hint)))
+
+    def __next__(self) -> Any:
+        return as_text(super().__next__())
+
+
+class BytesBuffer(StringBuffer):
+    """``io.BytesIO``, for text of one byte a character, too."""
+
+    @staticmethod
+    def _encode(data: Buffer | str) -> Buffer:
+        return to_binary(data)
+
+
 class Compressed:
     """Base of the compressed files that take and give text.
 
@@ -158,6 +217,8 @@ def binary(stream: object) -> object:
         return stream.buffer
     if isinstance(stream, Compressed):
         return SimpleNamespace(**{name: partial(getattr(stream.BINARY, name), stream) for name in ("read", "readline", "write")})
+    if isinstance(stream, StringBuffer):
+        return SimpleNamespace(**{name: partial(getattr(io.BytesIO, name), stream) for name in ("read", "readline", "readinto", "write")})
     if isinstance(stream, _Reader):
         return SimpleNamespace(**{name: partial(getattr(io.BufferedReader, name), stream) for name in ("read", "readline", "readinto")})
     return stream

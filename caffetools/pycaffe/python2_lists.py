@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import zip_longest
 from typing import Any, TypeVar
 
+from caffetools.pycaffe.python2_exec import looked_up
+
 T = TypeVar("T", bound="type[Any]")
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.Module)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-_INNER = "__in_comprehension_"
+_INNER, _CLASS_NAMES = "__in_comprehension_", "__names_of_class__"
 SLICE_METHODS = {"__getslice__": "__getitem__", "__setslice__": "__setitem__", "__delslice__": "__delitem__"}
 
 
@@ -60,8 +62,9 @@ def _taking_slices(method: Callable[..., Any], other: Callable[..., Any] | None)
 class Leaks(ast.NodeTransformer):
     """Lets list comprehensions leave their variables behind, as in Python 2, where the script reads them afterwards.
 
-    ``[f(x) for x in y]`` becomes ``[f(x) for _x in y if [x := _x]]``. Left alone are comprehensions in the body of a class, and those inside
-    of what another one runs over, where Python 3 has no such assignment.
+    ``[f(x) for x in y]`` becomes ``[f(x) for _x in y if [x := _x]]``. In the body of a class, where Python 3 has no such assignment and a
+    comprehension does not see the class's names, these are looked up in and written to ``locals()``. Left alone are comprehensions inside of
+    what another one runs over.
 
     Args:
         tree: The script.
@@ -82,6 +85,8 @@ class Leaks(ast.NodeTransformer):
         return node
 
     def visit_ListComp(self, node: ast.ListComp) -> ast.AST:
+        if isinstance(self._scopes[-1], ast.ClassDef):
+            return _InClass().visit_ListComp(node)
         names = self._leaking(node)
         self._visit_inner(node)
         for generator in node.generators if names else ():
@@ -124,6 +129,45 @@ class Leaks(ast.NodeTransformer):
             return set()
         captured = any(isinstance(part, ast.Lambda) for part in ast.walk(node.elt))
         return names if captured or names & set(_read_outside(self._scopes[-1])) else set()
+
+
+class _InClass(ast.NodeTransformer):
+    """Rewrites a list comprehension in the body of a class: its names are those of ``locals()`` there, which it also writes its variables to."""
+
+    def __init__(self) -> None:
+        self._bound: list[set[str]] = []
+
+    def visit_ListComp(self, node: ast.ListComp) -> ast.AST:
+        outermost = not self._bound
+        self._visit_comprehension(node)
+        for generator in node.generators:
+            given = [ast.keyword(name, ast.Name(name, ast.Load())) for name in _names_in(generator.target)]
+            write = ast.Call(ast.Attribute(ast.Name(_CLASS_NAMES, ast.Load()), "update", ast.Load()), [], given)
+            generator.ifs.insert(0, ast.List([write], ast.Load()))
+        if outermost:
+            # What the first "for" of a comprehension runs over is computed in the class itself.
+            names = ast.List([ast.Call(ast.Name("locals", ast.Load()), [], [])], ast.Load())
+            node.generators.insert(0, ast.comprehension(ast.Name(_CLASS_NAMES, ast.Store()), names, [], 0))
+        return node
+
+    def visit_Lambda(self, node: ast.Lambda) -> ast.AST:
+        return node
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        bound = any(node.id in names for names in self._bound) or node.id.startswith("__")
+        return node if bound or not isinstance(node.ctx, ast.Load) else ast.copy_location(looked_up(_CLASS_NAMES, node.id), node)
+
+    def _visit_comprehension(self, node: ast.AST) -> ast.AST:
+        self._bound.append(set(_targets(node)))
+        self.generic_visit(node)
+        self._bound.pop()
+        return node
+
+    visit_GeneratorExp = visit_SetComp = visit_DictComp = _visit_comprehension
+
+
+def _names_in(node: ast.AST) -> Iterator[str]:
+    return (part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store))
 
 
 def _targets(node: ast.AST) -> Iterator[str]:

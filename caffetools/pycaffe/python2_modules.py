@@ -14,6 +14,8 @@ import csv
 import errno
 import hashlib
 import importlib
+import importlib.util
+import inspect
 import io
 import itertools
 import math
@@ -25,14 +27,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from decimal import ROUND_HALF_UP, Decimal
 from types import ModuleType
-from typing import IO, Any, SupportsRound, cast
+from typing import IO, Any, cast
 
-import numpy as np
 from typing_extensions import Buffer
 
-from caffetools.pycaffe import python2_files
+from caffetools.pycaffe import python2_files, python2_lmdb, python2_random
+from caffetools.pycaffe.python2_numbers import Long, divide, divide_into, is_long
 
 _PREFIX = "__python2__"
 # Files to which the last print statement ended with a comma, by id.
@@ -46,6 +47,8 @@ _BINARY = {"hex": "hex", "base64": "base64", "zlib": "zlib", "zip": "zlib", "bz2
 def install() -> None:
     """Register the modules that :func:`name_of` names."""
     for name, changed in _CHANGED.items():
+        if importlib.util.find_spec(name) is None:
+            continue
         real = importlib.import_module(name)
         module = ModuleType(f"{_PREFIX}{name}")
         module.__dict__.update({key: value for key, value in vars(real).items() if not key.startswith("__")})
@@ -60,6 +63,7 @@ def install() -> None:
     vars(sys).setdefault("exc_clear", lambda: None)
     vars(os.path).setdefault("walk", _walk)
     vars(os).setdefault("errno", errno)
+    vars(inspect).setdefault("getargspec", _arguments_of)
     if not hasattr(threading.Thread, "isAlive"):
         setattr(threading.Thread, "isAlive", threading.Thread.is_alive)  # noqa: B010
 
@@ -67,26 +71,6 @@ def install() -> None:
 def name_of(module: str) -> str | None:
     """Return the name under which a converted script imports ``module``; None for modules that are the same in both versions."""
     return f"{_PREFIX}{module}" if module in _CHANGED or module in _REMOVED else None
-
-
-def divide(a: float, b: float) -> Any:
-    """Divide as ``/`` of Python 2: integers, and arrays of integers, round down."""
-    if _is_integer(a) and _is_integer(b):
-        return a // b
-    return a / b
-
-
-def divide_into(a: float, b: float) -> Any:
-    """Return what ``a`` is after ``a /= b`` of Python 2; an array is changed in place."""
-    if _is_integer(a) and _is_integer(b):
-        a //= b
-    else:
-        a /= b
-    return a
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) or (isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.integer))
 
 
 def recode(value: object, method: str, codec: str, *arguments: object) -> Any:
@@ -129,11 +113,11 @@ def print_text(
     Such a comma gives a space before what the next statement prints to the same file; a statement writes none behind a line's end.
     """
     stream = sys.stdout if file is None else file
-    shown = [str(_shown(value)) for value in values]
+    texts = [shown(value) for value in values]
     if comma is None:
-        text = (" " if sep is None else sep).join(shown)
+        text = (" " if sep is None else sep).join(texts)
     else:
-        text = "".join(part if part[-1:] in _BREAKS else f"{part} " for part in shown[:-1]) + "".join(shown[-1:])
+        text = "".join(part if part[-1:] in _BREAKS else f"{part} " for part in texts[:-1]) + "".join(texts[-1:])
     if id(stream) in _AFTER_COMMA and values:
         text = f" {text}"
     _AFTER_COMMA.discard(id(stream))
@@ -157,15 +141,9 @@ class _Shown(float):
 
     @staticmethod
     def of(value: object) -> object:
+        if type(value) is int and is_long(value):
+            return Long(value)
         return _Shown(value) if isinstance(value, float) else _text(value)
-
-
-def round_half_away(number: SupportsRound[Any], ndigits: int = 0) -> Any:
-    """Round as Python 2: halves away from zero, to a float. Arrays and other types round themselves."""
-    if not isinstance(number, (int, float)) or not math.isfinite(number):
-        return round(number, ndigits)
-    step = Decimal(1).scaleb(-ndigits)
-    return float((Decimal(number) / step).quantize(Decimal(1), ROUND_HALF_UP) * step) if abs(number) < 1e15 else float(number)
 
 
 def str_of(value: object, *codec: str) -> str:
@@ -178,30 +156,21 @@ def str_of(value: object, *codec: str) -> str:
     return str(_text(value))
 
 
+def ordinal(character: str | bytes | int) -> int:
+    """Return ``ord(character)``; a byte of a string is an int already."""
+    return character if isinstance(character, int) else ord(character)
+
+
 def translate(text: str, table: str | dict[int, int] | None, deleted: str) -> str:
     """Return ``text.translate(table, deleted)``: without the characters ``deleted``, the others looked up in ``table``."""
     kept = "".join(character for character in text if character not in deleted)
     return kept if table is None else kept.translate(table)
 
 
-def octal(number: int) -> str:
-    """Return ``oct(number)``: ``010`` for 8."""
-    digits = f"{abs(number):o}"
-    return ("-" if number < 0 else "") + (digits if digits == "0" else f"0{digits}")
-
-
 def buffer_of(value: Buffer | str, offset: int = 0, size: int = -1) -> python2_files.Bytes:
     """Return ``buffer(value, offset, size)``, as a copy: the bytes of text, an array or anything that has a buffer."""
     data = bytes(memoryview(python2_files.to_binary(value)).cast("B"))[offset:]
     return python2_files.Bytes(data if size < 0 else data[:size])
-
-
-def coerce(a: complex, b: complex) -> tuple[complex, complex]:
-    """Return ``coerce(a, b)``: both numbers as the wider of their types. Raises TypeError for other values."""
-    if not (isinstance(a, (int, float, complex)) and isinstance(b, (int, float, complex))):
-        raise TypeError("number coercion failed")
-    zero = type(a)(0) + type(b)(0)
-    return a + zero, b + zero
 
 
 def message_of(value: object) -> Any:
@@ -221,8 +190,21 @@ def _text(value: object) -> object:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def _shown(value: object) -> object:
-    return str_of(value) if isinstance(value, float) else _text(value)
+def shown(value: object) -> str:
+    """Return the text that ``print`` writes for a value."""
+    return str(str_of(value) if isinstance(value, float) else _text(value))
+
+
+def children_of(element: Iterable[object]) -> Any:
+    """Return ``element.getchildren()``, which elements of XML no longer have."""
+    method = getattr(element, "getchildren", None)
+    return list(element) if method is None else method()
+
+
+def elements_of(element: object, *tags: str, **options: str) -> Any:
+    """Return ``element.getiterator(tag)``, which elements of XML no longer have."""
+    method: Callable[..., object] = getattr(element, "getiterator" if hasattr(element, "getiterator") else "iter")
+    return method(*tags, **options)
 
 
 def _through_text_files(real: ModuleType) -> dict[str, Any]:
@@ -242,9 +224,14 @@ def _through_text_files(real: ModuleType) -> dict[str, Any]:
 
 
 def _texts_of_commands(real: ModuleType) -> dict[str, Any]:
-    """Return what of ``subprocess``, the module ``real``, takes and gives text in Python 2; the streams of a process remain binary."""
+    """Return what of ``subprocess``, the module ``real``, takes and gives text in Python 2."""
 
     class Popen(real.Popen):  # type: ignore[name-defined,misc]
+        def __init__(self, *args: object, **options: object):
+            super().__init__(*args, **options)
+            for name in ("stdin", "stdout", "stderr"):
+                setattr(self, name, python2_files.with_text(getattr(self, name)))
+
         def communicate(self, input: str | bytes | None = None) -> tuple[object, object]:
             given = input if input is None or self.text_mode else python2_files.to_binary(input)
             out, err = super().communicate(given)
@@ -262,6 +249,31 @@ class _Whole(float):
 
     def __str__(self) -> str:
         return str_of(float(self))
+
+
+def _arguments_of(function: Callable[..., object]) -> tuple[object, ...]:
+    """Return ``inspect.getargspec(function)``."""
+    found = inspect.getfullargspec(function)
+    return _ArgSpec(found.args, found.varargs, found.varkw, found.defaults)
+
+
+_ArgSpec = collections.namedtuple("_ArgSpec", ["args", "varargs", "keywords", "defaults"])
+
+
+def _taking_text(real: ModuleType) -> dict[str, Any]:
+    """Return the functions of ``struct``, ``zlib`` and the like, the module ``real``, which take and give bytes, for text."""
+
+    def changed(function: Callable[..., object]) -> Callable[..., object]:
+        def call(*values: object, **options: object) -> object:
+            given = [python2_files.to_binary(value) if isinstance(value, str) else value for value in values]
+            return python2_files.as_strings(function(*given, **options))
+
+        return call
+
+    own = {name: changed(value) for name, value in vars(real).items() if not name.startswith("_") and inspect.isroutine(value)}
+    # Names of Python 2, gone since 3.9.
+    older = {"encodestring": "encodebytes", "decodestring": "decodebytes"}
+    return {**own, **{name: own[new] for name, new in older.items() if new in own and name not in own}}
 
 
 class _UserDict(collections.UserDict[Any, Any]):
@@ -393,10 +405,21 @@ _OPERATOR: dict[str, Any] = {
     "isNumberType": lambda value: isinstance(value, numbers.Number),
     "repeat": operator.mul,
 }
+_TYPES: dict[str, Any] = {
+    **{"ListType": list, "DictType": dict, "DictionaryType": dict, "TupleType": tuple, "FileType": io.IOBase, "FloatType": float},
+    **{"IntType": int, "LongType": Long, "BooleanType": bool, "ComplexType": complex, "NoneType": type(None), "SliceType": slice},
+    **{"StringType": str, "UnicodeType": str, "StringTypes": (str,), "TypeType": type, "ObjectType": object, "XRangeType": range},
+    **{"ClassType": type, "InstanceType": object},
+}
 _CHANGED: dict[str, Callable[[ModuleType], dict[str, Any]]] = {
     **{"pickle": _through_text_files, "csv": lambda _: _CSV, "string": lambda _: _STRING},
     **{"subprocess": _texts_of_commands, "hashlib": _hashes_of_text, "itertools": lambda _: _ITERTOOLS},
     **{"operator": lambda _: _OPERATOR, "gzip": _compressed, "bz2": _compressed},
+    **{name: _taking_text for name in ("struct", "zlib", "binascii", "base64")},
+    "io": lambda _: {"StringIO": python2_files.StringBuffer, "BytesIO": python2_files.BytesBuffer},
+    "random": lambda _: python2_random.FUNCTIONS,
+    "types": lambda _: _TYPES,
+    "lmdb": python2_lmdb.names_for_text,
     "math": lambda real: {name: (lambda x, _name=name: _Whole(getattr(real, _name)(x))) for name in ("floor", "ceil")},
 }
 # Modules that are gone, and the one that each is made of.
