@@ -228,7 +228,7 @@ def export_onnx(
     resize: tuple[int, int] | None = None,
     opset: int = 17,
     batch: int | None = None,
-    dynamic_axes: Collection[str] = ("batch",),
+    dynamic_axes: Collection[str] | None = None,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     outputs: Sequence[str] = (),
     sources: Sequence[str] = (),
@@ -248,8 +248,9 @@ def export_onnx(
         scale: As for :func:`classify`; stored in the file's metadata.
         resize: As for :func:`classify`; stored in the file's metadata.
         opset: Version of ONNX's operator set, 11 to 28.
-        batch: Batch size to fix; None leaves it dynamic.
-        dynamic_axes: Axes of the inputs that may have any size: ``batch``, ``height``, ``width``.
+        batch: Batch size to fix; None leaves it to ``dynamic_axes``.
+        dynamic_axes: Axes of the inputs that may have any size: ``batch``, ``height``, ``width``; None for the batch where the net
+            takes any size, which is else fixed, with a warning event.
         input_shapes: Input blob → shape, in place of the prototxt's.
         outputs: Blobs to export in place of the net's outputs.
         sources: Blobs that become inputs; the layers before them are left out.
@@ -275,7 +276,7 @@ def export_onnx(
     fixed = None if batch is None else whole_number("batch", batch)
     how = ExportOptions(
         whole_number("opset", opset),
-        several("dynamic_axes", dynamic_axes),
+        None if dynamic_axes is None else several("dynamic_axes", dynamic_axes),
         fixed,
         named_shapes("input_shapes", input_shapes or {}),
         several("outputs", outputs),

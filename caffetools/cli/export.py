@@ -14,7 +14,7 @@ import typer
 from caffetools.cli.models import DeployArgument, WeightsArgument, deployed
 from caffetools.cli.numbers import scale_factor
 from caffetools.cli.options import Dialect, Force, Plugin, check_output, given_options, refuse_options
-from caffetools.cli.show import console, print_json, print_next, progress_sink
+from caffetools.cli.show import console, note, print_json, print_next, progress_sink
 
 if TYPE_CHECKING:
     from caffetools.infer.export import ExportOptions
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from caffetools.onnx.export import LrnForm
     from caffetools.onnx.verify import Verification
 
+Batch = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="Batch size to fix, or 'dynamic'; by default any size where the net takes any.", show_default=False),
+]
 InputShape = Annotated[
     list[str] | None,
     typer.Option(metavar="BLOB=N,C,H,W", help="Shape of an input, in place of the prototxt's. May be repeated.", show_default=False),
@@ -49,7 +53,7 @@ def export(
     weights: WeightsArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="The ONNX file to write.", show_default=False)],
     opset: Annotated[int, typer.Option(min=11, max=28, help="ONNX operator set version; old runtimes need a low one.")] = 17,
-    batch: Annotated[str, typer.Option(help="Batch size to fix, or 'dynamic'.")] = "dynamic",
+    batch: Batch = None,
     input_shape: InputShape = None,
     dynamic_axes: DynamicAxes = None,
     outputs: Annotated[str | None, typer.Option(metavar="BLOB,…", help="Blobs to export in place of the net's outputs.")] = None,
@@ -83,7 +87,7 @@ def export(
     options = PreprocessOptions(mean=mean, labels=labels, scale=scale, resize=parse_size(resize) if resize else None)
     how = ExportOptions(
         opset=opset,
-        dynamic_axes=_names(dynamic_axes) if dynamic_axes is not None else ("batch",),
+        dynamic_axes=_axes(dynamic_axes, batch),
         batch=_batch(batch),
         input_shapes=dict(parse_shape(text) for text in input_shape or []),
         outputs=_names(outputs),
@@ -115,14 +119,14 @@ def export(
 def _print_json(out: Path, how: ExportOptions, verification: Verification, command: str) -> None:
     from caffetools.onnx.model import file_size
 
-    values = {"model": str(out), "bytes": file_size(out), "opset": how.opset, "batch": str(how.batch or "dynamic")}
+    values = {"model": str(out), "bytes": file_size(out), "opset": how.opset, "batch": _batch_size(out)}
     print_json({**values, **_measured(verification), **({"then": command} if command else {})})
 
 
 def _print_written(out: Path, how: ExportOptions, verification: Verification) -> None:
     from caffetools.onnx.model import file_size
 
-    size = "any batch size" if "batch" in how.dynamic_axes and how.batch is None else "a fixed batch size"
+    size = "any batch size" if _batch_size(out) == "dynamic" else "a fixed batch size"
     total = file_size(out)
     files = f"{out} with its weights in {out.name}.data" if total > out.stat().st_size else f"{out}"
     console.print(f"Wrote {files} ({_megabytes(total)}, opset {how.opset}, {size}).", markup=False)
@@ -159,6 +163,12 @@ def _inputs(model: Path) -> dict[str, Shape]:
 
     graph = onnx.load(model, load_external_data=False).graph
     return {item.name: tuple(dim.dim_value for dim in item.type.tensor_type.shape.dim) for item in graph.input}
+
+
+def _batch_size(model: Path) -> str:
+    """Return the batch size that a written model takes: ``dynamic``, a number, or ``fixed`` where its inputs differ in it."""
+    sizes = {shape[0] if shape else -1 for shape in _inputs(model).values()}
+    return "fixed" if len(sizes) != 1 or -1 in sizes else str(sizes.pop() or "dynamic")
 
 
 def _quoted(text: str) -> str:
@@ -199,7 +209,7 @@ def _files(out: Path, to: str, how: ExportOptions) -> list[Path]:
     from caffetools.infer.torch_export import torch_files
 
     kind = _torch_format(to)
-    axes = {"--dynamic-axes"} if {"height", "width"} & set(how.dynamic_axes) else set()
+    axes = {"--dynamic-axes"} if {"height", "width"} & set(how.dynamic_axes or ()) else set()
     given = [option for option in given_options() if option in _OF_ONNX | axes]
     refuse_options(given, f"is for ONNX files; a {to} file has the net alone")
     return torch_files(out, kind)
@@ -215,14 +225,17 @@ def _torch_format(to: str) -> TorchFormat:
 
 
 def _to_torch(deploy: Path, weights: Path, out: Path, how: ExportOptions, to: str, converter: _Converter | None, *, as_json: bool) -> None:
-    from caffetools.infer.export import build_deployed
-    from caffetools.infer.torch_export import export_torch, fixes_batch, torch_files
+    from caffetools.infer.export import build_deployed, free_axes
+    from caffetools.infer.torch_export import export_torch, torch_files
 
     kind = _torch_format(to)
-    difference = export_torch(deploy, weights, out, kind, how)
+    net = build_deployed(deploy, weights, how)
+    axes, limit = free_axes(net, how)
+    difference = export_torch(deploy, weights, out, kind, replace(how, dynamic_axes=axes))
+    if limit:
+        note(limit)
     command = ""
     if converter is not None:
-        net = build_deployed(deploy, weights, how)
         command = converter.command(out, {blob: net.blob_shapes[blob] for blob in net.inputs}, net.outputs)
     files = torch_files(out, kind)
     if as_json:
@@ -230,7 +243,7 @@ def _to_torch(deploy: Path, weights: Path, out: Path, how: ExportOptions, to: st
         then = {"then": command} if command else {}
         print_json({"model": str(out), **more, "bytes": out.stat().st_size, "to": to, "largest_difference": difference, **then})
         return
-    batch = "a fixed batch size" if fixes_batch(how) else "any batch size"
+    batch = "any batch size" if "batch" in axes else "a fixed batch size"
     console.print(f"Wrote {out} ({_megabytes(out.stat().st_size)}, {'a state_dict' if files[1:] else to}, {batch}).", markup=False)
     for module in files[1:]:
         console.print(f"Wrote {module}: its module, for torch.export.load({str(module)!r}).module().", markup=False)
@@ -243,8 +256,15 @@ def _to_torch(deploy: Path, weights: Path, out: Path, how: ExportOptions, to: st
 _MOST_PICTURES = 16
 
 
-def _batch(text: str) -> int | None:
-    if text == "dynamic":
+def _axes(text: str | None, batch: str | None) -> tuple[str, ...] | None:
+    """Return the axes that were asked for; None where that is left to the net."""
+    if text is None:
+        return ("batch",) if batch == "dynamic" else None
+    return _names(text)
+
+
+def _batch(text: str | None) -> int | None:
+    if text is None or text == "dynamic":
         return None
     if not text.isdecimal() or not 0 < int(text) < 2**31:
         raise typer.BadParameter(f"'{text}' is neither a number from 1 on nor 'dynamic'", param_hint="--batch")

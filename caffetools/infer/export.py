@@ -27,6 +27,7 @@ from caffetools.net.phases import filter_net, make_state
 from caffetools.onnx.cut import cut_net
 from caffetools.onnx.export import DEFAULT_OPSET, LrnForm, export
 from caffetools.onnx.preprocessing import InGraphPreprocessing
+from caffetools.onnx.shapes import batch_limit
 from caffetools.onnx.verify import Verification
 from caffetools.proto.schema import TEST
 from caffetools.proto.text import read_net
@@ -46,7 +47,8 @@ class ExportOptions:
 
     Attributes:
         opset: Version of ONNX's operators, 11 to 28.
-        dynamic_axes: Which axes of the inputs have any size: ``batch``, ``height``, ``width``.
+        dynamic_axes: Which axes of the inputs have any size: ``batch``, ``height``, ``width``; None for the batch where the net
+            takes any.
         batch: The batch size to fix; None leaves it as the net declares it, or free.
         input_shapes: Input blob → shape, in place of the net's own.
         outputs: Blobs to export instead of the net's outputs; layers that they do not need are left out.
@@ -57,7 +59,7 @@ class ExportOptions:
     """
 
     opset: int = DEFAULT_OPSET
-    dynamic_axes: Collection[str] = ("batch",)
+    dynamic_axes: Collection[str] | None = None
     batch: int | None = None
     input_shapes: Mapping[str, Shape] = field(default_factory=dict)
     outputs: Sequence[str] = ()
@@ -87,8 +89,8 @@ def export_deployed(
         options: Mean, labels, scale and size in place of those of ``deploy.json``; also used for ``pictures``.
         how: Sizes, operators and parts of the net.
         pictures: Image files to verify on; seeded random inputs if empty.
-        events: Receives ``Progress`` in layers compared, ``Warned`` if no mean is known, and for each note on the model, and
-            ``ArtifactWritten``.
+        events: Receives ``Progress`` in layers compared, ``Warned`` if no mean is known, where the batch size is fixed without being
+            asked for, and for each note on the model, and ``ArtifactWritten``.
         cancel: Checked before the export and after each layer that was compared; nothing is written after a cancellation.
 
     Returns:
@@ -104,7 +106,7 @@ def export_deployed(
     check_not_read(path, [deploy, weights, *pictures])
     how = how or ExportOptions()
     net = build_deployed(deploy, weights, how)
-    axes = [axis for axis in how.dynamic_axes if axis != "batch" or how.batch is None]
+    axes, limit = free_axes(net, how)
     card = model_card(net, deploy, weights)
     inputs: dict[str, NDArray[Any]] | None = None
     in_graph: InGraphPreprocessing | None = None
@@ -134,10 +136,18 @@ def export_deployed(
     )
     if found is not None and not found[1].how.mean_known:
         events(Warned(task="export", message=UNKNOWN_MEAN))
-    for note in verification.notes:
+    for note in (*([limit] if limit else []), *verification.notes):
         events(Warned(task="export", message=note))
     events(ArtifactWritten(task="export", path=os.fspath(path), what="onnx"))
     return verification
+
+
+def free_axes(net: Net, how: ExportOptions) -> tuple[list[str], str]:
+    """Return which axes of the inputs have any size, and a note where the batch size is fixed without being asked for."""
+    if how.dynamic_axes is not None or how.batch is not None:
+        return [axis for axis in how.dynamic_axes or () if axis != "batch" or how.batch is None], ""
+    limit = batch_limit(net)
+    return ([], f"The batch size is fixed: {limit}.") if limit else (["batch"], "")
 
 
 def preprocessing_of_part(how: ExportOptions, given: PreprocessOptions, whole: PreprocessOptions) -> PreprocessOptions:

@@ -14,7 +14,8 @@ import torch
 
 from caffetools.engines.base import EngineError
 from caffetools.errors import ExportError, ExportMismatch
-from caffetools.infer.export import ExportOptions, build_deployed
+from caffetools.events import EventSink, Warned, ignore
+from caffetools.infer.export import ExportOptions, build_deployed, free_axes
 from caffetools.net.net import Net
 from caffetools.onnx.clip import name_lower_bounds
 from caffetools.onnx.export import build
@@ -83,7 +84,9 @@ def _reshaped(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return x.reshape([x.shape[axis] if size == 0 else size for axis, size in enumerate(shape)])
 
 
-def export_torch(deploy: PathLike, weights: PathLike, path: PathLike, kind: TorchFormat, how: ExportOptions | None = None) -> float:
+def export_torch(
+    deploy: PathLike, weights: PathLike, path: PathLike, kind: TorchFormat, how: ExportOptions | None = None, *, events: EventSink = ignore
+) -> float:
     """Write a deployed net for torch, after comparing it with the net.
 
     Args:
@@ -93,6 +96,7 @@ def export_torch(deploy: PathLike, weights: PathLike, path: PathLike, kind: Torc
         kind: ``torchscript``; ``exported-program``; or ``torch``: the state_dict of :func:`to_torch`, and in :func:`module_path` the
             module itself, as an exported program that torch alone loads and that takes the state_dict.
         how: Sizes and parts of the net; ``batch`` fixes the batch size. What is particular to ONNX has no effect.
+        events: Receives ``Warned`` where the batch size is fixed without being asked for.
 
     Returns:
         The largest difference, relative to an output's largest value.
@@ -105,8 +109,9 @@ def export_torch(deploy: PathLike, weights: PathLike, path: PathLike, kind: Torc
     for file in files:
         check_not_read(file, [deploy, weights])
     how = how or ExportOptions()
-    fixed = fixes_batch(how)
     net = build_deployed(deploy, weights, how)
+    axes, limit = free_axes(net, how)
+    fixed = "batch" not in axes
     # A batch of one would be taken for a fixed size.
     shapes = {blob: (max(1 if fixed else 2, net.blob_shapes[blob][0]), *net.blob_shapes[blob][1:]) for blob in net.inputs}
     inputs = tuple(torch.from_numpy(value) for value in random_inputs(net, shapes, 0).values())
@@ -122,12 +127,9 @@ def export_torch(deploy: PathLike, weights: PathLike, path: PathLike, kind: Torc
         write(files[-1], save)
         if kind == "torch":
             write(path, partial(torch.save, module.state_dict()))
+    if limit:
+        events(Warned(task="export", message=limit))
     return worst
-
-
-def fixes_batch(how: ExportOptions) -> bool:
-    """Return whether ``how`` asks for one batch size."""
-    return how.batch is not None or "batch" not in how.dynamic_axes
 
 
 def torch_files(path: PathLike, kind: TorchFormat) -> list[Path]:

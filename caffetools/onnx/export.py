@@ -20,7 +20,7 @@ from caffetools.onnx.lrn import expand_lrn_in
 from caffetools.onnx.model import OnnxModel
 from caffetools.onnx.pools import symmetrize_pools
 from caffetools.onnx.preprocessing import InGraphPreprocessing, prepend_preprocessing
-from caffetools.onnx.shapes import AXES, FreeShapes, find_free_shapes
+from caffetools.onnx.shapes import AXES, FreeShapes, find_free_shapes, read_inputs
 from caffetools.onnx.verify import Inputs, Verification, verify_model
 from caffetools.proto.schema import TEST
 
@@ -74,7 +74,7 @@ def build(
     _check_exportable(net, opset, dynamic_axes)
     if all(layer.IS_DATA for layer in net.layers):
         raise ExportError(f"the net '{net.name}' has no outputs: nothing would be exported")
-    shapes = find_free_shapes(net, _read_inputs(net), dynamic_axes)
+    shapes = find_free_shapes(net, read_inputs(net), dynamic_axes)
     builder = GraphBuilder(net, opset, shapes.free)
     for layer in net.layers:
         builder.add_layer(layer)
@@ -178,12 +178,6 @@ def _check_exportable(net: Net, opset: int, dynamic_axes: Collection[str]) -> No
         raise ExportError(f"'{unknown[0]}' is not a kind of axis; {', '.join(AXES)} are")
     if net.phase != TEST:
         raise ExportError(f"the net '{net.name}' is in the TRAIN phase; export its TEST phase or, better, its deploy prototxt")
-
-
-def _read_inputs(net: Net) -> list[str]:
-    """Return the inputs that a layer reads."""
-    read = {blob for layer in net.layers for blob in layer.bottoms}
-    return [blob for blob in net.inputs if blob in read]
 
 
 def _check_all_shapes(model: OnnxModel, shapes: FreeShapes, values: Mapping[str, str]) -> None:

@@ -73,6 +73,21 @@ def find_free_shapes(net: Net, inputs: Collection[str], axes: Collection[str]) -
     return found
 
 
+def batch_limit(net: Net) -> str:
+    """Return why ``net`` takes no other batch size than it is configured for; ``""`` where it takes others."""
+    try:
+        find_free_shapes(net, read_inputs(net), ("batch",))
+    except ExportError as error:
+        return error.message
+    return ""
+
+
+def read_inputs(net: Net) -> list[str]:
+    """Return the inputs that a layer reads."""
+    read = {blob for layer in net.layers for blob in layer.bottoms}
+    return [blob for blob in net.inputs if blob in read]
+
+
 class _Probe:
     """The net's shapes at other input sizes, each computed once."""
 

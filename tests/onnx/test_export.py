@@ -11,10 +11,13 @@ import torch
 
 from caffetools.engines.onnxruntime import OnnxRuntimeEngine
 from caffetools.errors import ExportError, RunFailed
+from caffetools.events import Event, Warned
+from caffetools.infer.export import ExportOptions, export_deployed
 from caffetools.net.net import Net
 from caffetools.onnx import model as model_module
 from caffetools.onnx.export import export, to_onnx
-from caffetools.proto.schema import TRAIN
+from caffetools.proto.schema import TRAIN, NetParameter
+from caffetools.proto.text import parse
 from caffetools.results import Preprocessing
 from tests.net.test_net import conv, data, net_of, relu
 
@@ -81,6 +84,23 @@ def test_inputs_of_different_batches_are_refused_with_the_way_out() -> None:
         to_onnx(net, dynamic_axes=("batch", "height", "width"))
     assert error.value.hint == "leave it out (--dynamic-axes height,width)"
     assert len(to_onnx(net, dynamic_axes=()).graph.input) == 2
+
+
+def test_the_batch_is_fixed_by_default_where_the_net_takes_no_other(tmp_path: Path) -> None:
+    shapes = "shape { dim: 3 dim: 8 } shape { dim: 2 dim: 8 }"
+    text = f'layer {{ name: "in" type: "Input" top: "a" top: "b" input_param {{ {shapes} }} }}'
+    text += 'layer { name: "rows" type: "Concat" bottom: "a" bottom: "b" top: "rows" concat_param { axis: 0 } }'
+    deploy, weights, out = tmp_path / "deploy.prototxt", tmp_path / "net.caffemodel", tmp_path / "net.onnx"
+    deploy.write_text(text)
+    weights.write_bytes(parse(text, NetParameter).SerializeToString())
+    seen: list[Event] = []
+    export_deployed(deploy, weights, out, events=seen.append)
+    told = "The batch size is fixed: the inputs a, b differ in their first axis, so it cannot be the batch axis."
+    assert [event.message for event in seen if isinstance(event, Warned)] == [told]
+    assert [axes(value) for value in onnx.load(out).graph.input] == [[3, 8], [2, 8]]
+    for asked in (ExportOptions(dynamic_axes=("batch",)), ExportOptions(dynamic_axes=("batch", "height"))):
+        with pytest.raises(ExportError, match="differ in their first axis"):
+            export_deployed(deploy, weights, out, how=asked)
 
 
 def test_a_training_net_is_refused() -> None:
