@@ -30,6 +30,7 @@ from caffetools.net.training_steps import Step, TrainingSteps
 from caffetools.proto.file_names import read_net_near_files
 from caffetools.proto.schema import TEST, TRAIN, NetParameter
 from caffetools.proto.text import error_context as error_context
+from caffetools.proto.unknown import unknown_fields
 from caffetools.proto.upgrades.v1 import upgrade_net
 
 
@@ -121,6 +122,8 @@ class Net(nn.Module):
         super().__init__()
         self.phase = phase
         self.full_param = upgrade_net(param)
+        if names := unknown_fields(self.full_param):
+            raise NetError(f"the net has fields that are not known here ({', '.join(names)}), so what it computes isn't either")
         self.param = filter_net(self.full_param, make_state(phase, level=level, stages=stages))
         self.name = str(self.param.name)
         self.generator = current_generator()

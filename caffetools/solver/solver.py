@@ -24,6 +24,7 @@ from caffetools.net.weights import LoadReport, load_weights
 from caffetools.proto.forks.effects import refused_fields
 from caffetools.proto.schema import SolverParameter
 from caffetools.proto.text import read_solver
+from caffetools.proto.unknown import unknown_fields
 from caffetools.proto.upgrades.v1 import upgrade_solver
 from caffetools.solver.callbacks import Callback, default_callbacks
 from caffetools.solver.checkpoints.restore import restore, save
@@ -455,7 +456,11 @@ class Solver:
 
 
 def check_fork_fields(param: SolverParameter) -> None:
-    """Raise :class:`SolverError` for a field of a fork that would change numbers and is not computed."""
+    """Raise :class:`SolverError` for a field of a fork that would change numbers and is not computed, or that is not known here."""
+    for name in unknown_fields(param):
+        raise SolverError(
+            f"{name} is a field that is not known here, so what it changes isn't either; remove it to train without it", field=name
+        )
     for name, effect in refused_fields(param).items():
         if name == "eval_type" and not param.test_iter:
             continue

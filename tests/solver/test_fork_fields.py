@@ -16,6 +16,7 @@ from caffetools.net.net import Net
 from caffetools.proto.forks.effects import effects
 from caffetools.proto.forks.renumber import field_numbers
 from caffetools.proto.forks.tables import DIALECTS, fork_schema
+from caffetools.proto.options import ReadOptions, reading
 from caffetools.proto.schema import LayerParameter, SolverParameter
 from caffetools.proto.text import parse
 from caffetools.solver.errors import SolverError
@@ -177,6 +178,25 @@ def test_a_list_of_devices_as_tsn_solvers_have_is_read(devices: str) -> None:
     assert (solver.device_id, solver.snapshot_prefix, solver.richness) == (0, "device_id: 7", 300)
     with pytest.raises(CaffeToolsError, match=rf":{text.count(chr(10)) + 2}:1: "):
         parse(text + "\nrichnes: 3", SolverParameter)
+
+
+def test_a_field_that_no_fork_has_is_never_ignored_in_a_training(tmp_path: Path) -> None:
+    """``--dialect any`` keeps it in files; a run or training as if it were not there would give other numbers."""
+    path, net = tmp_path / "solver.prototxt", tmp_path / "net.prototxt"
+    path.write_text(f'net: "{net}"\nbase_lr: 0.1 lr_policy: "fixed" max_iter: 1\nkernel_shape_decay: 0.1\n')
+    layers = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 } } }\n'
+    net.write_text(layers)
+    with reading(ReadOptions(dialect="any")):
+        with pytest.raises(
+            SolverError,
+            match=rf"^{path}:3: kernel_shape_decay is a field that is not known here, so what it changes isn't either; remove it",
+        ):
+            Solver.from_file(path)
+        net.write_text(layers + "group_lasso: 2\n")
+        with pytest.raises(
+            NetError, match=rf"^{net}: the net has fields that are not known here \(group_lasso\), so what it computes isn't either"
+        ):
+            Net.from_file(net)
 
 
 # ---- layers ----
