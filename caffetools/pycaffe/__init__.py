@@ -18,6 +18,7 @@ _PLACES = {
         "log",
         "set_device",
         "set_devices",
+        "set_logging_disabled",
         "set_mode_cpu",
         "set_mode_gpu",
         "set_multiprocess",

@@ -31,6 +31,7 @@ __all__ = [
     "blobprotovector_str_to_arraylist",
     "caffe_pb2",
     "datum_to_array",
+    "flip_image",
     "load_image",
     "np",
     "oversample",
@@ -51,6 +52,20 @@ def __getattr__(name: str) -> Any:
         except ImportError:
             return importlib.import_module("caffetools.pycaffe.skimage_names")
     raise AttributeError(f"module 'caffe.io' has no attribute '{name}'")
+
+
+def flip_image(im: NDArray[Any], scale: float = 128, is_flow: bool = False) -> NDArray[Any]:
+    """Mirror a picture (H, W, C) from left to right, as LRCN's fork does.
+
+    Args:
+        im: The picture.
+        scale: What the first channel of optical flow is subtracted from: the values' range.
+        is_flow: It is optical flow, whose first channel, along x, changes its sign.
+    """
+    flipped = np.array(im[:, ::-1])
+    if is_flow:
+        flipped[..., 0] = scale - flipped[..., 0]
+    return flipped
 
 
 def oversample(images: Sequence[NDArray[Any]] | NDArray[Any], crop_dims: Sequence[int] | NDArray[Any]) -> Array:

@@ -35,6 +35,12 @@ _FORMER = {
         for name in ("preprocess", "deprocess", "set_mean", "set_input_scale", "set_raw_scale", "set_channel_swap")
     },
 }
+# Of the Deep Visualization Toolbox's fork.
+_TOOLBOX = {
+    "backward_from_layer": "set the diff of the layer's top and run net.backward(start=layer)",
+    "deconv_from_layer": "caffetools.visualize.deconvnet computes it",
+    "deconv": "caffetools.visualize.deconvnet computes it",
+}
 
 
 class Net:
@@ -105,6 +111,7 @@ class Net:
     def __getattr__(self, name: str) -> Any:
         """Say for members that Caffe's nets had once what took their places."""
         reason = f"; it was removed from Caffe's nets: {_FORMER[name]}" if name in _FORMER else ""
+        reason = f"; it belongs to a fork: {_TOOLBOX[name]}" if name in _TOOLBOX else reason
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'{reason}")
 
     # ---- what it consists of ----
@@ -300,6 +307,14 @@ class Net:
         with self._lock:
             self._prepare()
             self._run.backward(start, end, keep=True)
+
+    def forward_simple(self) -> None:
+        """Run the whole net on its blobs, and return nothing, as Intel Caffe's nets do."""
+        self._forward(0, len(self.layers) - 1)
+
+    def backward_simple(self) -> None:
+        """Run the whole backward pass, and return nothing, as Intel Caffe's nets do."""
+        self._backward(len(self.layers) - 1, 0)
 
     def reshape(self) -> None:
         """Give all blobs the shapes that follow from those of the inputs. Raises :class:`NetError` where they do not fit."""

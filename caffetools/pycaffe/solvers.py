@@ -81,6 +81,16 @@ class Solver:
         """The learning rate of the next update."""
         return self._core.learning_rate.at(self._core.iteration)
 
+    @property
+    def max_iter(self) -> int:
+        """How many updates :meth:`solve` makes, as CTPN's fork has it."""
+        return int(self._core.param.max_iter)
+
+    @property
+    def snapshot_prefix(self) -> str:
+        """What the names of snapshots begin with, as CTPN's fork has it."""
+        return str(self._core.param.snapshot_prefix)
+
     def step(self, iters: int) -> None:
         """Run ``iters`` iterations, with the tests, displays and snapshots that are due."""
         self.net._prepare()

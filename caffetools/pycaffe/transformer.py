@@ -31,6 +31,7 @@ class Transformer:
         self.raw_scale: dict[str, float | None] = {}
         self.mean: dict[str, NDArray[Any] | None] = {}
         self.input_scale: dict[str, float | None] = {}
+        self.is_flow: dict[str, bool] = {}
 
     def preprocess(self, in_: str, data: NDArray[Any]) -> Array:
         """Preprocess one picture.
@@ -139,6 +140,11 @@ class Transformer:
         """Set the factor after the mean was subtracted."""
         self._known(in_)
         self.input_scale[in_] = scale
+
+    def set_is_flow(self, in_: str, is_flow: bool) -> None:
+        """Note that an input is optical flow, as LRCN's fork does: for :func:`caffe.io.flip_image`; the preprocessing is the same."""
+        self._known(in_)
+        self.is_flow[in_] = is_flow
 
     def _shape(self, in_: str) -> tuple[int, ...]:
         return tuple(self.inputs[in_])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,43 @@ def test_names_of_forks_answer_with_what_to_use() -> None:
     assert {"CONVOLUTION", "RELU"} <= set(caffe.proto.caffe_pb2._V1LAYERPARAMETER_LAYERTYPE.values_by_name)
 
 
+def test_small_additions_of_forks_are_there(tmp_path: Path) -> None:
+    import caffe
+
+    (tmp_path / "net.prototxt").write_text(
+        'layer { name: "x" type: "DummyData" top: "x" dummy_data_param { shape { dim: 1 dim: 3 } data_filler { value: 2 } } }\n'
+        'layer { name: "y" type: "Power" bottom: "x" top: "y" power_param { scale: 3 } }\n'
+    )
+    net = caffe.Net(str(tmp_path / "net.prototxt"), caffe.TEST)  # Intel's
+    assert net.forward_simple() is None
+    assert net.blobs["y"].data.tolist() == [[6, 6, 6]]
+    with pytest.raises(AttributeError, match=r"belongs to a fork: caffetools\.visualize\.deconvnet computes it"):
+        _ = net.deconv_from_layer
+    flow = np.arange(12.0).reshape(1, 4, 3)  # LRCN's
+    assert caffe.io.flip_image(flow, 255, True)[0, 0].tolist() == [255 - 9, 10, 11]
+    assert caffe.io.flip_image(flow)[0, :, 0].tolist() == [9, 6, 3, 0]
+    transformer = caffe.io.Transformer({"data": (1, 3, 4, 4)})
+    transformer.set_is_flow("data", True)
+    assert transformer.is_flow == {"data": True}
+    (tmp_path / "solver.prototxt").write_text(
+        f'net: "{tmp_path / "net.prototxt"}" base_lr: 1 lr_policy: "fixed" max_iter: 7 snapshot_prefix: "{tmp_path / "s"}"'
+    )
+    solver = caffe.SGDSolver(str(tmp_path / "solver.prototxt"))  # CTPN's
+    assert (solver.max_iter, solver.snapshot_prefix) == (7, str(tmp_path / "s"))
+
+
+def test_a_fork_switches_its_log_off(caplog: pytest.LogCaptureFixture) -> None:
+    import caffe
+
+    level = logging.getLogger("caffetools").level
+    try:
+        caffe.set_logging_disabled()
+        caffe.log("not seen")
+        assert caplog.text == ""
+    finally:
+        logging.getLogger("caffetools").setLevel(level)
+
+
 def test_a_net_spec_has_the_methods_of_ssds_fork() -> None:
     import caffe
     from caffe import layers as L
@@ -148,7 +186,7 @@ def test_what_older_scripts_call_on_a_net_names_its_successor(tmp_path: Path) ->
         net.set_mode_gpu()
     with pytest.raises(AttributeError, match="has no attribute 'nothing'$"):
         _ = net.nothing
-    assert not hasattr(net, "forward_simple")
+    assert not hasattr(net, "nothing")
     with pytest.raises(AttributeError, match="torchrun"):
         _ = caffe.MultiSolver
 
