@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from caffetools.graph.classifiers import Head, collect_counters, compares_classes, detects, is_linear, score_readers
+from caffetools.graph.classifiers import Head, collect_counters, compares_classes, detects, score_readers
 from caffetools.graph.graph import Graph
+from caffetools.graph.merges import is_linear
 from caffetools.layers.registry import is_known, traits
 
 # The numbers of a box: its centre and size, or its corners.

@@ -9,18 +9,17 @@ from typing import Any
 
 from caffetools.errors import NetError, did_you_mean
 from caffetools.graph.graph import Graph, phases
+from caffetools.graph.merges import TRANSPARENT, averaged_probabilities, is_classifier, is_linear
 from caffetools.layers.python import named_classes
 from caffetools.layers.registry import traits, types
 from caffetools.layers.softmax import SoftmaxWithLoss
 from caffetools.layers.traits import field_at
 from caffetools.proto.schema import LayerParameter, NetParameter
 
-# Layers without parameters that may lie between a classifier and its loss: they keep the order of the classes.
-_TRANSPARENT = {"activation", "dropout", "pooling", "sampling", "reshape", "probability", "split"}
 # Region proposals have so many scores an anchor, for any number of classes.
 _OBJECT_OR_NOT = 2
 # Further layers that move or join scores before a layer that names the number of classes reads them, as in SSD.
-_MOVES_SCORES = frozenset({*_TRANSPARENT, "concat", "permute"})
+_MOVES_SCORES = frozenset({*TRANSPARENT, "concat", "permute"})
 
 
 class _Unknown(NetError):
@@ -110,7 +109,8 @@ def find_heads(param: NetParameter, names: Iterable[str] | None = None) -> list[
             f"no classifier was found in the net '{param.name}': it has no {SoftmaxWithLoss.TYPE} or other loss over classes, "
             "and no Softmax as an output"
         )
-    heads = _with_twins(param, graphs, [_counted(graphs, head) for head in found.values()])
+    counted = [_counted(graphs, head) for head in found.values()]
+    heads = _with_twins(param, graphs, counted + _of_proposals(graphs, counted))
     _check_counters(graphs, heads)
     return heads
 
@@ -123,21 +123,6 @@ def primary_classifier(heads: list[Head]) -> Head:
 def classifier_param(layer: LayerParameter) -> Any:
     """Return the settings message of a classifier layer, which has ``num_output``."""
     return traits(layer).settings_of(layer)
-
-
-def is_classifier(layer: LayerParameter) -> bool:
-    """Return whether each output of ``layer`` is a weighted sum of its input, so that it may give one score a class."""
-    return traits(layer).role == "classifier"
-
-
-def is_linear(layer: LayerParameter) -> bool:
-    """Return whether ``layer`` is a classifier whose outputs depend on its input only, not on labels too."""
-    return is_classifier(layer) and not traits(layer).label_bottoms
-
-
-def is_pointwise(layer: LayerParameter) -> bool:
-    """Return whether ``layer`` maps each value by itself, without parameters."""
-    return traits(layer).role in ("activation", "dropout") and traits(layer).channels == "kept" and not traits(layer).class_axes
 
 
 def compares_classes(layer: LayerParameter) -> bool:
@@ -183,7 +168,7 @@ def _score_consumers(graphs: Sequence[Graph]) -> list[tuple[Graph, int]]:
     losses = [(graph, i) for graph in graphs for i, layer in graph.layers.items() if compares_classes(layer)]
     if losses:
         return [(graph, i) for graph, i in losses if not _reconstructs(graph, i)]
-    counting = [(graph, i) for graph in graphs for i, layer in graph.layers.items() if traits(layer).class_count and layer.bottom]
+    counting = [(graph, i) for graph in graphs for i, layer in graph.layers.items() if traits(layer).counts_classes(layer) and layer.bottom]
     counting = [(graph, i) for graph, i in counting if not traits(graph.layers[i]).class_maps and _score_layers(graph, i)]
     if counting:
         return counting
@@ -193,13 +178,13 @@ def _score_consumers(graphs: Sequence[Graph]) -> list[tuple[Graph, int]]:
 
 
 def _last_layers(graph: Graph) -> list[int]:
-    """Return the indices of the layers that make the outputs, those above a last Reshape in its place."""
+    """Return the indices of the layers that make the outputs, those above a last Reshape or an average of probabilities in its place."""
     found: dict[int, None] = {}
     for index, blob in graph.outputs():
         makers = [index] if traits(graph.layers[index]).role != "reshape" else graph.walk_up(len(graph.param.layer), blob)
         maker = next((i for i in makers if traits(graph.layers[i]).role != "reshape"), None)
         if maker is not None:
-            found[maker] = None
+            found |= dict.fromkeys(averaged_probabilities(graph, maker) or [maker])
     return list(found)
 
 
@@ -297,6 +282,21 @@ def _counted(graphs: Sequence[Graph], head: Head) -> Head:
     return replace(head, outputs_per_class=each, counters=tuple(counters), reshapes=tuple(places.items()), box_numbers=boxes)
 
 
+def _of_proposals(graphs: Sequence[Graph], heads: Sequence[Head]) -> list[Head]:
+    """Return the classifiers of a detector's proposals, which give a score for each class of ``heads`` too, next to the numbers of a box (MSCNN)."""
+    known, classes = {head.layer for head in heads}, {head.classes for head in heads}
+    found: dict[str, Head] = {}
+    for graph, index in [(one, i) for one in graphs for i, layer in one.layers.items() if traits(layer).box_numbers]:
+        facts = traits(graph.layers[index])
+        for above in (graph.layers[i] for i in _score_layers(graph, index)):
+            outputs = traits(above).num_output(above)
+            if facts.class_count and not facts.counts_classes(graph.layers[index]):
+                known.add(above.name)
+            elif classes == {outputs - facts.box_numbers}:
+                found[above.name] = Head(above.name, above.type, outputs, "", 0.0, box_numbers=facts.box_numbers)
+    return [_counted(graphs, head) if collect_counters(graphs, name)[0] else head for name, head in found.items() if name not in known]
+
+
 def _box_numbers(graphs: Sequence[Graph], counters: Collection[tuple[str, str]]) -> int:
     """Return how many numbers of its own each box has in the scores that the layers of ``counters`` read."""
     names = {name for name, _ in counters}
@@ -325,7 +325,7 @@ def collect_counters(graphs: Sequence[Graph], name: str) -> tuple[dict[tuple[str
 def _collect_counters(graph: Graph, index: int, counters: dict[tuple[str, str], int], reshapes: dict[str, Any]) -> None:
     for layer, blob in score_readers(graph, index):
         facts = traits(layer)
-        if facts.class_count and blob in facts.scores(layer):
+        if facts.counts_classes(layer) and blob in facts.scores(layer):
             counters |= {(layer.name, path): int(getattr(*field_at(layer, path))) for path in facts.class_count}
         if _moves_scores(layer) and facts.channels == "reshaped":
             reshapes[layer.name] = layer
@@ -410,7 +410,7 @@ def _follow(
                 # Where two branches meet, each must end in a classifier.
                 return [h for b in dict.fromkeys(layer.bottom) for h in _follow(graph, loss, maker, b, followers, reshapes, axis)]
             raise _not_found(at, where, layer)
-        elif facts.channels != "kept" or facts.role not in _TRANSPARENT or (axis > 1 and not _leaves_axis(layer, axis)):
+        elif facts.channels != "kept" or facts.role not in TRANSPARENT or (axis > 1 and not _leaves_axis(layer, axis)):
             raise _not_found(at, where, layer)
     raise _Unknown(f"no classifier was found above {at}: {where} are an input of the net", layer=loss.name)
 

@@ -80,3 +80,31 @@ class DetectionEvaluate(Layer):
     """Compares detections with labelled boxes (SSD)."""
 
     TRAITS = Traits(role="metric", names_classes=("detection_evaluate_param.num_classes",))
+
+
+@declare("DetectionLoss")
+class DetectionLoss(Layer):
+    """The loss of the boxes and class scores that a proposal network gives (MSCNN)."""
+
+    TRAITS = Traits(
+        role="loss", class_count=("detection_loss_param.cls_num",), objects_switch="detection_loss_param.objectness", box_numbers=4
+    )
+
+
+@declare("DetectionAccuracy")
+class DetectionAccuracy(Layer):
+    """Compares what a proposal network gives with labels (MSCNN)."""
+
+    TRAITS = Traits(
+        role="metric",
+        class_count=("detection_accuracy_param.cls_num",),
+        objects_switch="detection_accuracy_param.objectness",
+        box_numbers=4,
+    )
+
+
+@declare("BoxOutput")
+class BoxOutput(Layer):
+    """The boxes of maps of scores, of which it counts the classes itself (MSCNN)."""
+
+    TRAITS = Traits(role="detection", scores_bottom=None, box_numbers=4)

@@ -60,6 +60,7 @@ class Traits:
             blob has no such axis. Blobs behind the end of the tuple have none.
         channels: What becomes of the bottom's channels; "kept" layers may stand between a classifier and its loss.
         class_count: Further fields, as ``settings.field`` paths, that name the number of classes.
+        objects_switch: The boolean field, as a ``settings.field`` path, with which ``class_count`` is that of objects and background.
         box_numbers: How many numbers of its own each box has before the scores of its classes: 5 in YOLO's, with the confidence.
         class_maps: Whether it pools maps of scores, whose ``class_count`` is the number of its top's channels.
         names_classes: Fields, as ``settings.field`` paths, that name the number of classes of types that do not read the scores: of what
@@ -95,6 +96,7 @@ class Traits:
     class_axes: tuple[int | None, ...] = ()
     channels: Channels = "mixed"
     class_count: tuple[str, ...] = ()
+    objects_switch: str = ""
     box_numbers: int = 0
     class_maps: bool = False
     names_classes: tuple[str, ...] = ()
@@ -133,6 +135,10 @@ class Traits:
         """Return the bottoms of a layer with a ``class_count`` that hold scores."""
         bottoms = [str(blob) for blob in layer.bottom]
         return bottoms if self.scores_bottom is None else bottoms[self.scores_bottom : self.scores_bottom + 1]
+
+    def counts_classes(self, layer: LayerParameter) -> bool:
+        """Return whether a layer of this type names the number of classes of the scores that it reads."""
+        return bool(self.class_count) and not (self.objects_switch and getattr(*field_at(layer, self.objects_switch)))
 
     def named_classes(self, layer: LayerParameter) -> int:
         """Return the number of classes in the first of the fields of ``class_count``; 0 where the type has none."""

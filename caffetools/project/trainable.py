@@ -12,10 +12,11 @@ from caffetools.data.datasets.card import DatasetCard
 from caffetools.data.layers.data import Data
 from caffetools.data.layers.hdf5_data import HDF5Data
 from caffetools.errors import CaffeToolsError, NetError
-from caffetools.graph.classifiers import copy_class_axis, is_linear
+from caffetools.graph.classifiers import copy_class_axis
 from caffetools.graph.graph import Graph, unused_name
 from caffetools.graph.inputs import is_input
 from caffetools.graph.learned import declared_blobs
+from caffetools.graph.merges import is_linear
 from caffetools.graph.stages import choose_stages
 from caffetools.graph.summary import summarize
 from caffetools.infer.sidecar import mean_path, read_preprocessing

@@ -6,8 +6,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from caffetools.graph.classifiers import Head, classifier_param, is_classifier
+from caffetools.graph.box_regressors import BOX
+from caffetools.graph.classifiers import Head, classifier_param
 from caffetools.graph.graph import phases
+from caffetools.graph.merges import is_classifier
 from caffetools.layers.registry import is_known, traits
 from caffetools.proto.schema import LayerParameter, NetParameter
 from caffetools.proto.text import format_text
@@ -61,7 +63,8 @@ def manual_review_notes(net: NetParameter, heads: Iterable[Head], renamed: Mappi
                 continue
             if is_classifier(layer) and layer.bottom[:1] == classifier.bottom[:1]:
                 outputs = classifier_param(layer).num_output
-                if head.num_output > 2 and outputs > head.num_output and outputs % head.num_output == 0:
+                boxes = BOX * head.outputs_per_class if head.outputs_per_class > 1 else 0
+                if head.num_output > 2 and outputs > head.num_output and outputs % head.num_output == 0 and outputs != boxes:
                     times = outputs // head.num_output
                     notes.append(f"layer '{layer.name}' has {outputs} outputs, {times} for each of the {head.num_output} old classes")
             elif traits(layer).user_code and re.search(rf"classes\D*{head.num_output}\b", layer.python_param.param_str):

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from caffetools.errors import CaffeToolsError, NetError
-from caffetools.graph.classifiers import is_classifier
 from caffetools.graph.learned import declared_blobs
+from caffetools.graph.merges import is_classifier
 from caffetools.layers.base import Shape
 from caffetools.layers.registry import layer_class, traits
 from caffetools.proto.blobs import Array

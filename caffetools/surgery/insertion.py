@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from caffetools.errors import NetError, did_you_mean
-from caffetools.graph.classifiers import classifier_param, find_heads, is_linear, primary_classifier
+from caffetools.graph.classifiers import classifier_param, find_heads, primary_classifier
 from caffetools.graph.graph import names_in_use, phases
+from caffetools.graph.merges import is_linear
 from caffetools.layers.activation import ReLU
 from caffetools.layers.convolution import Convolution
 from caffetools.layers.dropout import Dropout

@@ -10,8 +10,9 @@ from functools import partial
 
 from caffetools.errors import CaffeToolsError, NetError
 from caffetools.graph.box_regressors import BOX, box_regressors
-from caffetools.graph.classifiers import Head, classifier_param, find_heads, is_classifier, primary_classifier
+from caffetools.graph.classifiers import Head, classifier_param, find_heads, primary_classifier
 from caffetools.graph.graph import names_in_use, phases, rename_blob
+from caffetools.graph.merges import check_merges, is_classifier
 from caffetools.layers.accuracy import Accuracy
 from caffetools.layers.registry import traits
 from caffetools.layers.traits import field_at
@@ -115,6 +116,7 @@ def retarget(
         _refit_centers(net, head, classes, fresh, result)
     for count in {head.classes for head in found}:
         result.changes += refit_named_classes(net, count, classes)
+    check_merges(phases(net))
     _fit_accuracies(net, classes, result)
     result.changes += _drop_class_weights(net, {head.loss_layer: head.classes for head in found}, classes)
     result.notes = manual_review_notes(net, found, result.renamed) + ignored_labels(net, found, classes)

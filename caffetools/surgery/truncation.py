@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from caffetools.errors import NetError, did_you_mean
-from caffetools.graph.classifiers import find_heads, flattens, is_pointwise, primary_classifier
+from caffetools.graph.classifiers import find_heads, flattens, primary_classifier
 from caffetools.graph.graph import Graph, Use, phases, shapes_in
+from caffetools.graph.merges import is_pointwise
 from caffetools.graph.summary import summarize
 from caffetools.layers.base import Shape
 from caffetools.layers.concat import Silence

@@ -105,6 +105,29 @@ def test_a_consensus_of_segments_has_its_classes_on_the_axis_of_the_loss() -> No
         retarget(net_of(INPUT + fc + CONSENSUS.replace("WIDE", "3")), 7)
 
 
+def averaged(second: int = 4) -> str:
+    """Two classifiers of which each has a Softmax, and the mean of the two: an output, next to that of the first alone, as in cascades."""
+    text = INPUT + "".join(
+        f'layer {{ name: "fc{i}" type: "InnerProduct" bottom: "data" top: "fc{i}" inner_product_param {{ num_output: {outputs} }} }}'
+        f'layer {{ name: "prob{i}" type: "Softmax" bottom: "fc{i}" top: "prob{i}" }}'
+        for i, outputs in ((1, 4), (2, second))
+    )
+    text += 'layer { name: "first" type: "Softmax" bottom: "fc1" top: "first" }'
+    text += 'layer { name: "mean" type: "Eltwise" bottom: "prob1" bottom: "prob2" top: "mean" eltwise_param { coeff: 0.5 coeff: 0.5 } }'
+    return text + 'layer { name: "scaled" type: "Power" bottom: "mean" top: "scaled" power_param { scale: 2 } }'
+
+
+def test_classifiers_whose_probabilities_are_averaged_are_retargeted_together() -> None:
+    made = retarget(net_of(averaged()), 7)
+    assert made.renamed == {"fc1": "fc1_7", "fc2": "fc2_7"}
+    assert summarize(made.train_val).layers[-1].shapes == [(2, 7)]
+
+
+def test_a_sum_of_other_than_the_new_number_of_classes_is_refused() -> None:
+    with pytest.raises(NetError, match=r"layer 'mean': joins the 7 scores of 'fc1_7' and the 4 of 'fc2'.*name all of them \(--head\)"):
+        retarget(net_of(averaged()), 7, heads=["fc1"])
+
+
 def test_a_deconvolution_of_features_is_the_classifier_and_keeps_rows_of_known_classes() -> None:
     up = (
         'layer { name: "up" type: "Deconvolution" bottom: "body" top: "up" convolution_param { num_output: 4 kernel_size: 2 stride: 2 } }'

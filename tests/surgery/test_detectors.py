@@ -325,3 +325,42 @@ def test_regions_that_the_train_phase_alone_makes_leave_no_deploy_net(tmp_path: 
     path.write_text(made + loss("loss", "SoftmaxWithLoss", "cls_score", "labels") + loss("loss_bbox", "SmoothL1Loss", "bbox_pred", "boxes"))
     missing = prepare_retarget(path, 4, tmp_path, partial=True, input_shape={"data": (1, 3, 32, 32), "gt": (1, 5)}).missing
     assert "bottom 'rois' is made in another phase" in missing["deploy.prototxt"]
+
+
+# ---- MSCNN ----
+
+
+def proposals(objects: str = "") -> str:
+    """A proposal network of MSCNN's kind: a map with the scores of 4 classes and 4 numbers of a box, its loss and its accuracy."""
+    net = 'layer { name: "data" type: "ImageGtData" top: "data" top: "gt" }' + conv("body", "data", 6) + conv("lfcn", "body", 8)
+    for kind, settings in (("DetectionLoss", "detection_loss_param"), ("DetectionAccuracy", "detection_accuracy_param")):
+        net += f'layer {{ name: "{kind}" type: "{kind}" bottom: "lfcn" bottom: "gt" top: "{kind}" {settings} {{ cls_num: 4 {objects} }} }}'
+    return net
+
+
+def second_stage(objects: str = "") -> str:
+    net = proposals(objects) + 'layer { name: "boxes" type: "BoxOutput" bottom: "lfcn" top: "rois" box_output_param { fg_thr: -5 } }'
+    return net + product("cls_pred", "rois", 4) + loss("loss_cls", "SoftmaxWithLoss", "cls_pred", "gt")
+
+
+@pytest.mark.parametrize("text", [proposals(), second_stage()])
+def test_a_proposal_network_with_scores_of_classes_gets_the_new_number_too(text: str) -> None:
+    made = retarget(net_of(text), 7).train_val
+    assert layer_of(made, "lfcn_7").convolution_param.num_output == 11
+    assert layer_of(made, "DetectionLoss").detection_loss_param.cls_num == 7
+    assert layer_of(made, "DetectionAccuracy").detection_accuracy_param.cls_num == 7
+    assert [layer.bottom[0] for layer in made.layer if "Box" in layer.type or "Detection" in layer.type].count("lfcn_7") in (2, 3)
+
+
+def test_the_proposals_of_a_net_for_testing_follow_its_classifier() -> None:
+    net = 'layer { name: "data" type: "Input" top: "data" }' + conv("lfcn", "data", 8) + conv("other", "data", 6)
+    net += 'layer { name: "boxes" type: "BoxOutput" bottom: "lfcn" bottom: "other" top: "rois" }' + product("cls_pred", "rois", 4)
+    made = retarget(net_of(net + 'layer { name: "prob" type: "Softmax" bottom: "cls_pred" top: "prob" }'), 7)
+    assert made.renamed == {"cls_pred": "cls_pred_7", "lfcn": "lfcn_7"}
+    assert layer_of(made.train_val, "lfcn_7").convolution_param.num_output == 11
+
+
+def test_a_proposal_network_that_only_finds_objects_is_left_as_it_is() -> None:
+    assert retarget(net_of(second_stage("objectness: true")), 7).renamed == {"cls_pred": "cls_pred_7"}
+    with pytest.raises(NetError, match="no classifier was found"):
+        retarget(net_of(proposals("objectness: true")), 7)

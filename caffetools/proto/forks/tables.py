@@ -43,6 +43,7 @@ DIALECTS = (
     "openvino",
     "c3d",
     "cascade",
+    "mscnn",
 )
 # The first number of fields whose own number is taken; 19000 to 19999 are protobuf's.
 FIRST_PRIVATE_NUMBER = 20000
