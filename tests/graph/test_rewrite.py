@@ -73,6 +73,9 @@ def test_dropout_is_removed_only_where_the_net_computes_the_same_without_it() ->
     # R-FCN's scales its input in the TEST phase.
     scaling = CHAIN.replace('top: "d" }', 'top: "d" dropout_param { scale_train: false } }')
     assert run_passes(net_of(scaling), [remove_dropout])[2] == [{"e": []}]
+    # SegNet's drops values in the TEST phase.
+    sampling = CHAIN.replace('top: "d" }', 'top: "d" dropout_param { sample_weights_test: true } }')
+    assert run_passes(net_of(sampling), [remove_dropout])[2] == [{"e": []}]
     # Its top is an output, or its bottom is overwritten before its top is read.
     output = CHAIN.replace('name: "b" type: "InnerProduct" bottom: "d"', 'name: "b" type: "InnerProduct" bottom: "a"')
     assert run_passes(net_of(output), [remove_dropout])[2] == [{"e": []}]

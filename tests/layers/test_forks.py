@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from caffetools.engines.onnxruntime import OnnxRuntimeEngine
-from caffetools.errors import NetError
+from caffetools.errors import ExportError, NetError
 from caffetools.layers.base import Layer
 from caffetools.net.net import Net
 from caffetools.onnx.export import to_onnx
@@ -290,6 +290,22 @@ def test_dropout_of_rfcn_may_scale_in_test_rather_than_in_training() -> None:
     agree(text, lambda x: 0.75 * x, numbers(2, 3))
     y = one_layer(text, (100, 100), phase=TRAIN)(torch.ones(100, 100))
     assert set(y.unique().tolist()) == {0.0, 1.0} and y.mean().item() == pytest.approx(0.75, abs=0.03)
+
+
+def test_dropout_of_bayesian_segnet_samples_in_test_too() -> None:
+    torch.manual_seed(1)
+    layer = one_layer('type: "Dropout" dropout_param { dropout_ratio: 0.25 sample_weights_test: true }', (100, 100))
+    x = torch.ones(100, 100, requires_grad=True)
+    first, second = layer(x), layer(x)
+    assert not torch.equal(first, second)
+    assert np.allclose(first.unique().tolist(), [0.0, 4 / 3]) and first.mean().item() == pytest.approx(1, abs=0.03)
+    second.sum().backward()
+    assert x.grad is not None and torch.equal(x.grad, second.detach())
+    text = 'layer { name: "l" type: "Dropout" bottom: "x" top: "y" dropout_param { sample_weights_test: true } }'
+    net = Net(parse(input_layer("x", 2, 300) + text, NetParameter), TEST)
+    assert not torch.equal(net({"x": torch.ones(2, 300)})["y"], net({"x": torch.ones(2, 300)})["y"])
+    with pytest.raises(ExportError, match="layer 'l': dropout_param: sample_weights_test drops values at random in use"):
+        to_onnx(net)
 
 
 def test_a_field_that_changes_what_a_layer_computes_is_refused_where_it_is_not_honoured() -> None:

@@ -10,14 +10,16 @@ def remove_dropout(rewriter: Rewriter) -> dict[str, list[str]]:
     """Remove the Dropout layers, except those whose top is an output or changes in place before the last layer has read it; a pass.
 
     Args:
-        rewriter: A deploy net. A layer whose ``scale_train`` is false scales its input in the TEST phase, and is kept.
+        rewriter: A deploy net. A layer that works in the TEST phase, for ``scale_train: false`` or ``sample_weights_test: true``, is kept.
 
     Returns:
         The names of the layers that were removed, each with an empty list.
     """
     removed = {}
     for index, layer in rewriter.graph.layers.items():
-        if traits(layer).role == "dropout" and layer.dropout_param.scale_train and rewriter.can_bypass(index):
+        how = layer.dropout_param
+        idle = how.scale_train and not how.sample_weights_test
+        if traits(layer).role == "dropout" and idle and rewriter.can_bypass(index):
             rewriter.bypass(index)
             removed[layer.name] = list[str]()
     return removed
