@@ -18,6 +18,9 @@ from caffetools.visualize.style import LIGHT, Theme
 # Along one axis: output position i reads input positions stride · i + start to stride · i + end.
 Span = tuple[float, float, float]
 
+Dashes = str | tuple[int, tuple[float, ...]]
+
+_DASHES: tuple[Dashes, ...] = ("-", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (3, 1.2, 1, 1.2)))
 # Roles of layers whose top values are each one value of a bottom, or computed from one.
 _MOVES = {"activation", "concat", "dropout", "permute", "rearrange", "reshape", "slice", "split"}
 
@@ -115,8 +118,9 @@ def receptive_field_figure(net: Net, *, theme: Theme = LIGHT) -> tuple[Figure, s
     extent = max([height, width, *(max(field.size) for field in fields)])
     for number, field in enumerate(fields):
         h, w = field.size
-        colour = theme.series[number % len(theme.series)]
-        left.add_patch(Rectangle(((width - w) / 2, (height - h) / 2), w, h, fill=False, edgecolor=colour, linewidth=1.4))
+        colour, dashes = _look(number, theme)
+        corner = (width - w) / 2, (height - h) / 2
+        left.add_patch(Rectangle(corner, w, h, fill=False, edgecolor=colour, linestyle=dashes, linewidth=1.4))
     left.set_xlim((width - extent) / 2 - 2, (width + extent) / 2 + 2)
     left.set_ylim((height + extent) / 2 + 2, (height - extent) / 2 - 2)
     left.set_xticks([])
@@ -128,7 +132,8 @@ def receptive_field_figure(net: Net, *, theme: Theme = LIGHT) -> tuple[Figure, s
     for place, text in ((0.06, "blob"), (0.62, "field"), (0.86, "stride")):
         right.text(place, 0.5, text, fontsize=style.SMALL, color=theme.muted, va="center")
     for number, field in enumerate(fields):
-        right.add_patch(Rectangle((0, number + 1.25), 0.035, 0.5, facecolor=theme.series[number % len(theme.series)]))
+        colour, dashes = _look(number, theme)
+        right.plot([0, 0.045], [number + 1.5] * 2, color=colour, linestyle=dashes, linewidth=2, solid_capstyle="butt")
         right.text(0.06, number + 1.5, style.plain(style.shorten(field.blob, 26)), fontsize=style.SMALL, color=theme.text, va="center")
         right.text(0.62, number + 1.5, f"{field.size[0]} × {field.size[1]}", fontsize=style.SMALL, color=theme.text, va="center")
         right.text(0.86, number + 1.5, f"{field.stride[0]:g}", fontsize=style.SMALL, color=theme.muted, va="center")
@@ -137,6 +142,12 @@ def receptive_field_figure(net: Net, *, theme: Theme = LIGHT) -> tuple[Figure, s
     caption = f"{len(found)} blobs, {whole} of which depend on the whole picture"
     caption += f"; the largest field of the others is {largest.size[0]} × {largest.size[1]}." if largest else "."
     return figure, caption
+
+
+def _look(number: int, theme: Theme) -> tuple[str, Dashes]:
+    """Return colour and dashes of the outline of field ``number``: where the colours begin again, the dashes tell the fields apart."""
+    again, place = divmod(number, len(theme.series))
+    return theme.series[place], _DASHES[again % len(_DASHES)]
 
 
 def _fields_below(layer: Layer, fields: Mapping[str, ReceptiveField]) -> list[ReceptiveField]:

@@ -87,6 +87,16 @@ def test_fields_are_where_gradients_reach() -> None:
             np.testing.assert_array_equal(reached, expected, err_msg=f"{blob} {y} {x}")
 
 
+def test_no_two_outlines_of_fields_look_alike() -> None:
+    layers, bottom = "", "data"
+    for index in range(20):
+        layers += conv(f"c{index}", bottom)
+        bottom = f"c{index}"
+    figure, _ = receptive_field_figure(net_of(data("dim: 1 dim: 3 dim: 48 dim: 48") + layers))
+    outlines = [(patch.get_edgecolor(), str(patch.get_linestyle())) for patch in figure.axes[0].patches[1:]]
+    assert len(outlines) == len(set(outlines)) == len(figure.axes[1].lines) == 20
+
+
 def test_fields_end_at_layers_that_mix_all_positions() -> None:
     fields = receptive_fields(net_of(STACK + linear(3, "conv2")))
     assert fields["ip"].whole and fields["ip"].box(0, 0, (16, 16)) == (0, 0, 16, 16)
