@@ -389,7 +389,7 @@ def _svg_style(theme: Theme) -> str:
         f".title{{font-size:17px;font-weight:700;fill:{theme.text}}}",
         f".n{{font-size:{_NAME}px;font-weight:700;fill:{theme.text}}}",
         f".d{{font-size:{_SMALL}px;fill:{theme.muted}}}",
-        f".e{{font-size:{_SMALL}px;fill:{theme.muted};paint-order:stroke;stroke:{theme.background};stroke-width:4px}}",
+        f".e{{font-size:{_SMALL}px;fill:{theme.muted};paint-order:stroke;stroke:{theme.background};stroke-width:7px;stroke-linejoin:round}}",
     ]
     return "".join([*rules, *(f".{family}{{fill:{colour}}}" for family, colour in COLOURS.items())])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -295,6 +296,15 @@ def test_an_arrow_that_leaves_to_the_right_has_its_shape_on_the_left() -> None:
     for curve in placed.layout.arrows:
         for x, y, words in placed.labels:
             assert not [p for p in _first_points(curve) if x < p[0] < x + text_width(words, 5.5) and y - 9 < p[1] < y], words
+
+
+def test_the_ground_around_a_shape_covers_an_arrow_between_its_letters(tmp_path: Path) -> None:
+    graph = graph_of(data() + conv("conv1", "data"))
+    for name, rule in (("net.svg", r"\.e\{[^}]*stroke-width:(\d+)px"), ("net.html", r"\.e \{[^}]*stroke-width: (\d+)px")):
+        draw_graph(graph, tmp_path / name)
+        found = re.search(rule, (tmp_path / name).read_text())
+        # A space of 11 pixels' text is about 3.5 wide, and letters leave another pixel on either side.
+        assert found and int(found[1]) >= 6, name
 
 
 def points_of(curve: list[tuple[float, float]]) -> NDArray[np.float64]:
