@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -167,16 +168,32 @@ def _draw_panel(figure: Figure, axes: Axes, panel: str, lines: Sequence[Series],
     outputs = list(dict.fromkeys(line.name for line in lines))
     title = TITLES[panel]
     if len(outputs) > _MOST_OUTPUTS:
-        title += f" (the first {_MOST_OUTPUTS} of {len(outputs)} outputs)"
-        lines = [line for line in lines if line.name in outputs[:_MOST_OUTPUTS]]
+        chosen = _chosen_outputs(lines)
+        title += f" ({len(chosen)} of {len(outputs)} outputs)"
+        lines = [line for line in lines if line.name in chosen]
     for line, (colour, dashes) in zip(lines, _line_looks(lines, list(shown), theme), strict=True):
         _draw_line(axes, line, colour, dashes, shown)
     axes.set_title(title, fontsize=style.TITLE, weight="bold", color=theme.text, loc="left", pad=8)
     axes.set_xlabel("iteration", fontsize=style.LABEL)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    reached = {x for line in lines for x in line.x}
+    if len(reached) == 1:
+        # Otherwise the axis would have fractions of an iteration.
+        axes.set_xlim(min(reached) - 2, max(reached) + 2)
     _scale_y(axes, panel, [y for line in lines for y in line.y if math.isfinite(y)])
     style.legend_below(figure, axes, theme)
+
+
+def _chosen_outputs(lines: Sequence[Series]) -> list[str]:
+    """Return the outputs that are drawn of too many: the first of every run, then the second of every run, and so on."""
+    outputs: dict[str, dict[str, None]] = {}
+    for line in lines:
+        outputs.setdefault(line.run, {})[line.name] = None
+    ranks = itertools.zip_longest(*outputs.values())
+    ordered = list(dict.fromkeys(name for rank in ranks for name in rank if name is not None))
+    first = {next(iter(names)) for names in outputs.values()}
+    return ordered[: max(_MOST_OUTPUTS, len(first))]
 
 
 def _line_looks(lines: Sequence[Series], runs: Sequence[str], theme: Theme) -> list[tuple[str, str]]:
@@ -196,6 +213,9 @@ def _draw_line(axes: Axes, line: Series, colour: str, dashes: str, shown: Mappin
     y = np.array([value if math.isfinite(value) else math.nan for value in line.y])
     look: dict[str, Any] = {"color": colour, "linestyle": dashes, "linewidth": 1.8}
     note = ""
+    if int(np.isfinite(y).sum()) == 1:
+        # A line of one point would not be seen.
+        look |= {"marker": "o" if line.phase == "test" else "s", "markersize": 4}
     if line.phase == "lr":
         look["drawstyle"] = "steps-post"
     elif line.phase == "test":

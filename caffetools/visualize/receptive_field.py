@@ -145,7 +145,7 @@ def receptive_field_figure(net: Net, *, theme: Theme = LIGHT) -> tuple[Figure, s
 
 
 def _look(number: int, theme: Theme) -> tuple[str, Dashes]:
-    """Return colour and dashes of the outline of field ``number``: where the colours begin again, the dashes tell the fields apart."""
+    """Return colour and dashes of the outline of field ``number``: where the colours begin again, the dashes distinguish the fields."""
     again, place = divmod(number, len(theme.series))
     return theme.series[place], _DASHES[again % len(_DASHES)]
 

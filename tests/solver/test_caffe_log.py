@@ -298,3 +298,11 @@ def test_a_log_without_outputs_has_the_smoothed_losses(tmp_path: Path) -> None:
     path.write_text(text)
     found = [(row.iteration, row.loss, row.outputs, row.lr) for row in read_log(path).train]
     assert found == [(0, 3.0, {"loss": 3.0}, 0.1), (20, 2.5, {"loss": 2.5}, 0.01)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_a_log_that_windows_redirected_is_read(tmp_path: Path, encoding: str) -> None:
+    text = (GOLDEN / "logs" / "train.log").read_text()
+    path = tmp_path / "train.log"
+    path.write_bytes(text.replace("\n", "\r\n").encode(encoding))
+    assert read_log(path) == read_log(GOLDEN / "logs" / "train.log")

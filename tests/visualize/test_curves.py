@@ -82,6 +82,27 @@ def test_runs_have_the_shortest_names_that_differ(paths: list[str], names: list[
     assert {path.resolve() for path in run_names(paths).values()} == {Path(path).resolve() for path in paths}
 
 
+def test_of_too_many_outputs_every_run_keeps_one() -> None:
+    def run(*outputs: str) -> TrainingLog:
+        return TrainingLog([LogRow(i, i, 0.1, 1.0, dict.fromkeys(outputs, 0.5)) for i in range(3)])
+
+    many = {f"run{i}": run(f"own{i}") for i in range(7)}
+    for logs, count in (({"a": run(*(f"loss{i}" for i in range(7))), "b": run("loss", "late")}, 6), (many, 7)):
+        figure = curves_figure(logs, panels=["loss"])
+        assert figure is not None
+        drawn = [text.get_text().split()[0] for text in figure.axes[0].get_legend().get_texts()]
+        assert len(drawn) == count and set(drawn) == set(logs)
+
+
+def test_a_log_of_one_row_is_a_point_at_a_whole_iteration() -> None:
+    figure = curves_figure({"a": log([3.0])})
+    assert figure is not None
+    for axes in figure.axes:
+        assert axes.lines[0].get_marker() == "s"
+        ticks = [tick for tick in axes.get_xticks() if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]]
+        assert 0.0 in ticks and all(tick == round(tick) for tick in ticks)
+
+
 def test_long_names_of_runs_differ_in_the_legend() -> None:
     names = [f"{'a' * 30}-{number}-{'b' * 30}" for number in (1, 2)]
     figure = curves_figure({name: log([3, 2]) for name in names}, panels=["loss"])

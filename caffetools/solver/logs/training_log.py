@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import os
@@ -77,7 +78,7 @@ def read_log(path: str | os.PathLike[str]) -> TrainingLog:
     """
     try:
         with open_input(path) as file:
-            lines = file.read().decode("utf-8", errors="replace").splitlines()
+            lines = _text(file.read()).splitlines()
     except OSError as error:
         raise DataError(f"cannot read: {error.strerror}", path=path) from None
     first = next((line for line in lines if line.strip()), "")
@@ -85,6 +86,11 @@ def read_log(path: str | os.PathLike[str]) -> TrainingLog:
     if not (log.train or log.test):
         raise DataError(f"{os.fspath(path)}: holds no lines of a training run; a log of `caffe train` or `caffetools train` is expected")
     return log
+
+
+def _text(data: bytes) -> str:
+    """Return a log's text: UTF-8, or UTF-16 with its mark, as PowerShell writes what it redirects."""
+    return data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig", errors="replace")
 
 
 class GlogReader:
