@@ -107,7 +107,12 @@ class Embed(Layer):
     """
 
     TRAITS = Traits(
-        settings="embed_param", outputs="num_output", class_axes=(1, 0), weight_filler="weight_filler", blobs=("weights", "bias")
+        settings="embed_param",
+        outputs="num_output",
+        rows="input_dim",
+        class_axes=(1, 0),
+        weight_filler="weight_filler",
+        blobs=("weights", "bias"),
     )
     NO_GRADIENT = frozenset({0})
     REFUSES_GRADIENT = True

@@ -66,6 +66,7 @@ class Traits:
         names_classes: Fields, as ``settings.field`` paths, that name the number of classes of types that do not read the scores: of what
             makes labels for training, or compares detections with labels.
         scores_bottom: For types with a ``class_count``, the bottom that holds the scores; None where all do.
+        rows: The field of ``settings`` that names the number of indices for each of which it has a row of weights.
         label_bottoms: The bottoms that hold labels, known in training only.
         compares: For losses, what the scores are compared with.
         class_matrix: For losses, whether they read a matrix with a row and a column for each class.
@@ -101,6 +102,7 @@ class Traits:
     class_maps: bool = False
     names_classes: tuple[str, ...] = ()
     scores_bottom: int | None = 0
+    rows: str = ""
     label_bottoms: tuple[int, ...] = ()
     compares: Compares = ""
     class_matrix: bool = False

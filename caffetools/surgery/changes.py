@@ -15,7 +15,7 @@ from caffetools.proto.schema import LayerParameter, NetParameter
 from caffetools.proto.text import format_text
 
 # Numbers of classes that fields have for other reasons, such as a weight of 1.
-_COMMON = (1, 2, 3)
+COMMON = (1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def unknown_counts(net: NetParameter, heads: Iterable[Head], renamed: Mapping[st
     """
     notes = []
     for head in heads:
-        if head.classes in (classes, *_COMMON):
+        if head.classes in (classes, *COMMON):
             continue
         numbers = rf"\b(\w+: (?:{head.classes}|{head.classes - 1}))(?![\w.])"
         for layer in _readers(net, renamed[head.layer]):

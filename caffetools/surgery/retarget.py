@@ -18,7 +18,7 @@ from caffetools.layers.registry import traits
 from caffetools.layers.traits import field_at
 from caffetools.proto.schema import FillerParameter, LayerParameter, NetParameter
 from caffetools.proto.upgrades.v1 import upgrade_net
-from caffetools.surgery.changes import Change, ignored_labels, manual_review_notes, number, unknown_counts
+from caffetools.surgery.changes import COMMON, Change, ignored_labels, manual_review_notes, number, unknown_counts
 from caffetools.surgery.detection import other_counts, refit_named_classes, refit_places, renamed_boxes
 from caffetools.surgery.freezing import describe_filler, learned_blobs
 
@@ -114,6 +114,7 @@ def retarget(
         _refit_counters(net, head, classes, result)
         _refit_deconvolutions(net, head, classes, result)
         _refit_centers(net, head, classes, fresh, result)
+        _refit_embeddings(net, head, classes, fresh, result)
     for count in {head.classes for head in found}:
         result.changes += refit_named_classes(net, count, classes)
     check_merges(phases(net))
@@ -233,6 +234,22 @@ def _refit_centers(net: NetParameter, head: Head, classes: int, fresh: Callable[
         if head.num_output != classes:
             result.changes.append(Change(layer.name, facts.outputs, str(head.num_output), str(classes)))
         setattr(facts.settings_of(layer), facts.outputs, classes)
+
+
+def _refit_embeddings(net: NetParameter, head: Head, classes: int, fresh: Callable[[str], str], result: Retargeted) -> None:
+    """Resize the Embed layers with a row for each class: those that read the labels, or that have as many rows as there are classes."""
+    labels = {bottom for layer in net.layer if layer.name == head.loss_layer for bottom in layer.bottom[1:]}
+    for layer in net.layer:
+        facts = traits(layer)
+        if not facts.rows or layer.name in result.renamed.values() or getattr(facts.settings_of(layer), facts.rows) != head.classes:
+            continue
+        # Two rows or three may be those of something else.
+        if head.classes in COMMON and not labels.intersection(layer.bottom):
+            continue
+        _rename(net, layer.name, fresh(layer.name), result)
+        if head.classes != classes:
+            result.changes.append(Change(layer.name, facts.rows, str(head.classes), str(classes)))
+        setattr(facts.settings_of(layer), facts.rows, classes)
 
 
 def _fresh(net: NetParameter, before: int, classes: int, suffix: str | None, taken: Collection[str], name: str) -> str:

@@ -128,6 +128,16 @@ def test_a_sum_of_other_than_the_new_number_of_classes_is_refused() -> None:
         retarget(net_of(averaged()), 7, heads=["fc1"])
 
 
+@pytest.mark.parametrize(("old", "reads", "resized"), [(9, "other", True), (3, "other", False), (3, "label", True)])
+def test_embeddings_of_the_classes_get_the_new_number_of_rows(old: int, reads: str, resized: bool) -> None:
+    text = INPUT + 'layer { name: "more" type: "Input" top: "other" input_param { shape { dim: 2 } } }'
+    text += f'layer {{ name: "words" type: "Embed" bottom: "{reads}" top: "words" embed_param {{ input_dim: {old} num_output: 5 }} }}'
+    text += f'layer {{ name: "fc" type: "InnerProduct" bottom: "data" top: "fc" inner_product_param {{ num_output: {old} }} }}'
+    made = retarget(net_of(text + 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "loss" }'), 7)
+    assert ("words" in made.renamed) == resized
+    assert layer_of(made.train_val, "words_7" if resized else "words").embed_param.input_dim == (7 if resized else old)
+
+
 def test_a_deconvolution_of_features_is_the_classifier_and_keeps_rows_of_known_classes() -> None:
     up = (
         'layer { name: "up" type: "Deconvolution" bottom: "body" top: "up" convolution_param { num_output: 4 kernel_size: 2 stride: 2 } }'
