@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caffetools.data.db_handles import RefCountedHandle
 from caffetools.data.lmdb_file import ErrorHandler, Record
@@ -27,7 +27,13 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 _MANIFEST_NAME = re.compile(r"MANIFEST-\d+\n")
 # What follows the tags of a MANIFEST's changes: numbers (n), and strings (s), which begin with their length.
 _EDIT_FIELDS = {1: "s", 2: "n", 3: "n", 4: "n", 5: "ns", 6: "nn", 7: "nnnss", 9: "n"}
-_LOG_NUMBER = 2
+_LOG_NUMBER, _LAST_SEQUENCE, _NEW_TABLE = 2, 4, 7
+# LevelDB's own remarks in its file LOG: a log that it replays when it opens, and records of a full log that it begins to move to a table.
+_REPLAYED = re.compile(r"Recovering log #(\d+)")
+_MOVED = re.compile(r"Level-0 table #(\d+): started")
+_NONE_MOVED = re.compile(r"Level-0 table #(\d+): 0 bytes")
+# A log's record begins with the number of its first change, and how many changes it has.
+_BATCH_HEADER = 12
 # A Caffe whose LevelDB was built without Snappy takes compressed blocks for damaged ones, and pixels become hardly smaller. Also where a
 # LevelDB is read: the library then moves the last records from the log to a table.
 _NOT_COMPRESSED: dict[str, Any] = {"compression": None}
@@ -145,6 +151,8 @@ def new_leveldb(path: PathLike, *, force: bool = False) -> Iterator[LevelDbWrite
             options = {"block_size": 65536, "write_buffer_size": 268435456, "max_open_files": 100, **_NOT_COMPRESSED}
             with contextlib.closing(plyvel.DB(os.fspath(work), create_if_missing=True, error_if_exists=True, **options)) as database:
                 yield LevelDbWriter(database)
+            # Opened again, LevelDB moves what its logs hold to tables, and its MANIFEST names the new log: a reader misses any file then.
+            plyvel.DB(os.fspath(work), **options).close()
         except (plyvel.Error, OSError) as error:
             # LevelDB gives "what: file: why"; the file's folder has another name than the user's.
             raise WriteFailed(path, _text(error).rpartition(": ")[2]) from error
@@ -182,10 +190,7 @@ def _open_leveldb(path: str) -> Any:
         current = (folder / "CURRENT").read_text("ascii")
         if not _MANIFEST_NAME.fullmatch(current):
             raise DataError("the LevelDB is damaged: its file CURRENT does not name a MANIFEST", path=path, hint=_REBUILD)
-        changes = _log_records(folder / current.strip(), path)
-        for log in sorted(folder.glob("*.log")):
-            check_log(log, path)
-        _expect_log(folder, _log_number(changes))
+        _check_logs(folder, _read_manifest(folder / current.strip(), path))
         return plyvel.DB(path, create_if_missing=False, paranoid_checks=True, **_NOT_COMPRESSED)
     except FileNotFoundError as error:
         raise DataError(f"the LevelDB is damaged: {Path(error.filename).name} is missing", path=path, hint=_REBUILD) from None
@@ -195,39 +200,104 @@ def _open_leveldb(path: str) -> Any:
         raise DataError(f"cannot be opened as a LevelDB: {_text(error)}", path=path, hint=hint) from None
 
 
-def _expect_log(folder: Path, number: int) -> None:
-    """Raise :class:`DataError` where the log of the last records is missing, which LevelDB takes for an empty one; 0 for no log."""
-    if number and not (folder / f"{number:06d}.log").exists():
+class _Manifest(NamedTuple):
+    """What a MANIFEST says at last: its oldest log that is in use (0: none), the last change's number, and all tables it has named."""
+
+    log: int
+    last_sequence: int
+    tables: frozenset[int]
+
+
+def _read_manifest(file: Path, path: str) -> _Manifest:
+    """Read a MANIFEST: each of its records lists changes, each with its tag (db/version_edit.cc)."""
+    numbers, tables = {_LOG_NUMBER: 0, _LAST_SEQUENCE: 0}, set()
+    for record in _log_records(file, path):
+        for tag, values in _changes(record):
+            if tag in numbers:
+                numbers[tag] = values[0]
+            elif tag == _NEW_TABLE:
+                tables.add(values[1])
+            elif not values:  # a change that later versions of LevelDB write
+                return _Manifest(0, 0, frozenset())
+    return _Manifest(numbers[_LOG_NUMBER], numbers[_LAST_SEQUENCE], frozenset(tables))
+
+
+def _changes(record: bytes) -> Iterator[tuple[int, list[int]]]:
+    """Yield each change's tag and numbers, the lengths of strings among them; no numbers for an unknown tag, which is the last."""
+    view, position = memoryview(record), 0
+    while position < len(view):
+        tag, position = read_varint(view, position, len(view))
+        values = []
+        for kind in _EDIT_FIELDS.get(tag, ""):
+            value, position = read_varint(view, position, len(view))
+            values.append(value)
+            position += value if kind == "s" else 0
+        yield tag, values
+        if not values:
+            return
+
+
+def _check_logs(folder: Path, manifest: _Manifest) -> None:
+    """Check that the logs that LevelDB will replay are all there and complete; it takes a missing one for an empty one.
+
+    Raises:
+        DataError: A log is missing, cut or damaged, or its changes do not follow those of the log before.
+    """
+    path = os.fspath(folder)
+    logs = {int(file.stem): file for file in folder.glob("*.log") if file.stem.isdecimal()}
+    if manifest.log and manifest.log not in logs:
         raise DataError(
-            f"the LevelDB is damaged: {number:06d}.log, which holds the last records, is missing",
-            path=folder,
+            f"the LevelDB is damaged: {manifest.log:06d}.log, which holds the last records, is missing",
+            path=path,
             hint=f"{_REBUILD}, or make an empty file of that name to read the others",
+        )
+    following: int | None = None
+    for number in sorted(number for number in logs if number >= manifest.log):
+        for first, count in _batches(logs[number], path):
+            if following not in (None, first):
+                raise DataError(
+                    f"the LevelDB is damaged: {logs[number].name} goes on with change {first} after {following - 1}, so records are missing",
+                    path=path,
+                    hint=_REBUILD,
+                )
+            following = first + count
+    if following is not None and following <= manifest.last_sequence:
+        missing = manifest.last_sequence - following + 1
+        raise DataError(f"the LevelDB is damaged: the last {missing} changes of its records are missing", path=path, hint=_REBUILD)
+    _check_newest_log(folder, manifest, max(logs, default=0))
+
+
+def _check_newest_log(folder: Path, manifest: _Manifest, newest: int) -> None:
+    """Raise :class:`DataError` where LevelDB's LOG shows that a log newer than the MANIFEST's was begun, and there is none.
+
+    LevelDB begins a new log when one is full, and moves the full one's records to a table; the MANIFEST names the new log only after that.
+    """
+    if not manifest.log or newest > manifest.log or not (folder / "LOG").is_file():
+        return
+    remarks = (folder / "LOG").read_text("utf-8", errors="replace")
+    moved, none_moved, replayed = ({int(number) for number in what.findall(remarks)} for what in (_MOVED, _NONE_MOVED, _REPLAYED))
+    # A process that ends while it replays the log at opening has moved records as well, and has begun no other log.
+    if manifest.log not in replayed and any(number > manifest.log for number in moved - none_moved - manifest.tables):
+        raise DataError(
+            f"the LevelDB is damaged: the log after {manifest.log:06d}.log, which holds the last records, is missing",
+            path=os.fspath(folder),
+            hint=f"{_REBUILD}, or remove its file LOG to read the others",
         )
 
 
-def _log_number(records: Sequence[bytes]) -> int:
-    """Return the number of the log that the records of a MANIFEST name at last; 0 if none.
-
-    A record lists changes, each with its tag: 2 is the log's number, the others are skipped (db/version_edit.cc).
-    """
-    number = 0
-    for record in records:
-        view, position = memoryview(record), 0
-        while position < len(view):
-            tag, position = read_varint(view, position, len(view))
-            values = []
-            for kind in _EDIT_FIELDS.get(tag, ""):
-                value, position = read_varint(view, position, len(view))
-                values.append(value)
-                position += value if kind == "s" else 0
-            if not values:
-                return 0  # a change that later versions of LevelDB write
-            number = values[0] if tag == _LOG_NUMBER else number
-    return number
+def _batches(file: Path, path: str) -> Iterator[tuple[int, int]]:
+    """Yield the number of the first change and how many there are, of each record of a log. Raises as :func:`_log_pieces`."""
+    beginning: bytes | None = b""
+    for kind, content in _log_pieces(file, path, checksums=False):
+        if kind in (_FULL, _FIRST):
+            beginning = b""
+        if beginning is not None and len(beginning := beginning + content[:_BATCH_HEADER]) >= _BATCH_HEADER:
+            yield int.from_bytes(beginning[:8], "little"), int.from_bytes(beginning[8:_BATCH_HEADER], "little")
+            beginning = None
 
 
 def _log_records(file: Path, path: str) -> list[bytes]:
-    """Return the records of a log, each from its pieces. Raises as :func:`check_log`."""
+    """Return the records of a log, each from its pieces. Raises as :func:`_log_pieces`."""
     records, pieces = [], b""
     for kind, content in _log_pieces(file, path, checksums=True):
         pieces += content
@@ -237,23 +307,17 @@ def _log_records(file: Path, path: str) -> list[bytes]:
     return records
 
 
-def check_log(file: Path, path: str, *, checksums: bool = False) -> None:
-    """Check that a log in LevelDB's format is complete: LevelDB takes a cut one for the end of its records.
+def _log_pieces(file: Path, path: str, *, checksums: bool) -> Iterator[tuple[int, memoryview]]:
+    """Yield the kind and the content of each piece of a log's records; LevelDB takes a cut log for the end of its records.
 
     Args:
-        file: The log.
+        file: The log, or a MANIFEST.
         path: The database, for errors.
         checksums: Compute the checksums as well; slow for large files. LevelDB does it itself for its logs of records.
 
     Raises:
         DataError: A record is cut, out of sequence or fails its checksum; names database and file.
     """
-    for _ in _log_pieces(file, path, checksums=checksums):
-        pass
-
-
-def _log_pieces(file: Path, path: str, *, checksums: bool) -> Iterator[tuple[int, memoryview]]:
-    """Yield the kind and the content of each piece of a log's records. Raises as :func:`check_log`."""
     data = file.read_bytes()
     view = memoryview(data)
     position, open_record = 0, False

@@ -14,6 +14,7 @@ from caffetools.data.datum import array_to_datum, datum_to_array, parse_datum
 from caffetools.data.leveldb import new_leveldb
 from caffetools.data.means import compute_mean
 from caffetools.errors import DataError, RunFailed
+from caffetools.util.checksums import masked_crc32c
 from caffetools.util.folders import new_folder
 from tests.children import run_child
 from tests.conftest import GOLDEN
@@ -315,6 +316,74 @@ def test_a_leveldb_that_lacks_a_file_is_damaged_and_never_short(tmp_path: Path, 
     if pattern == "*.log":
         file.touch()
         assert list(open_database(tmp_path / "level").records()) == entries
+
+
+def manifest_log(path: Path) -> Path:
+    """The only log of a LevelDB, which its MANIFEST names."""
+    [log] = path.glob("*.log")
+    return log
+
+
+def test_a_leveldb_whose_newest_log_is_missing_is_damaged_where_its_own_log_file_shows_that(tmp_path: Path) -> None:
+    entries = make_leveldb(tmp_path / "level")
+    number = int(manifest_log(tmp_path / "level").stem)
+    remarks = (tmp_path / "level" / "LOG").read_text()
+    started = f"Level-0 table #{number + 2}: started\n"
+    (tmp_path / "level" / "LOG").write_text(remarks + started)
+    with pytest.raises(
+        DataError, match=f"the log after {number:06d}.log, which holds the last records, is missing; .* remove its file LOG"
+    ):
+        open_database(tmp_path / "level")
+    # A process that ended while it replayed the log leaves the same remark and has no other log.
+    (tmp_path / "level" / "LOG").write_text(f"Recovering log #{number}\n{started}")
+    database = open_database(tmp_path / "level")
+    assert list(database.records()) == entries
+    database.close()
+
+
+def test_a_leveldb_with_a_newer_log_than_its_manifest_names_is_read(tmp_path: Path) -> None:
+    entries = make_leveldb(tmp_path / "level")
+    log = manifest_log(tmp_path / "level")
+    (tmp_path / "level" / "LOG").write_text(f"Level-0 table #{int(log.stem) + 2}: started\n")
+    (tmp_path / "level" / f"{int(log.stem) + 1:06d}.log").touch()
+    assert list(open_database(tmp_path / "level").records()) == entries
+
+
+def test_records_missing_from_the_middle_of_a_leveldbs_logs_are_noticed(tmp_path: Path) -> None:
+    plyvel = pytest.importorskip("plyvel")
+    with plyvel.DB(os.fspath(tmp_path / "level"), create_if_missing=True) as database:
+        for number in range(3):
+            database.put(b"%d" % number, b"value")
+    log = manifest_log(tmp_path / "level")
+    record = len(log.read_bytes()) // 3
+    log.write_bytes(log.read_bytes()[:record] + log.read_bytes()[2 * record :])
+    with pytest.raises(DataError, match=r"level: the LevelDB is damaged: \d+.log goes on with change 3 after 1, so records are missing"):
+        open_database(tmp_path / "level")
+
+
+def test_changes_that_a_leveldbs_manifest_counts_and_its_logs_lack_are_noticed(tmp_path: Path) -> None:
+    make_leveldb(tmp_path / "level")
+    [manifest] = (tmp_path / "level").glob("MANIFEST-*")
+    # The tag of the last change's number, and the number; in a record of its own.
+    content = b"\x04\xff\x7f"
+    header = masked_crc32c(b"\x01" + content).to_bytes(4, "little") + len(content).to_bytes(2, "little") + b"\x01"
+    manifest.write_bytes(manifest.read_bytes() + header + content)
+    with pytest.raises(DataError, match="level: the LevelDB is damaged: the last 16182 changes of its records are missing"):
+        open_database(tmp_path / "level")
+
+
+def test_every_log_that_a_leveldb_of_ours_needs_is_named_by_its_manifest(tmp_path: Path) -> None:
+    pytest.importorskip("plyvel")
+    with new_leveldb(tmp_path / "level") as writer:
+        for number in range(50):
+            writer.put(b"%08d" % number, bytes(1000))
+    assert manifest_log(tmp_path / "level").stat().st_size == 0
+    for file in [path for path in (tmp_path / "level").iterdir() if path.name not in ("LOG", "LOG.old", "LOCK")]:
+        copy = tmp_path / f"without-{file.name}"
+        shutil.copytree(tmp_path / "level", copy)
+        (copy / file.name).unlink()
+        with pytest.raises(DataError, match=r"missing|not a database|no database|LevelDB"):
+            list(open_database(copy).records())
 
 
 def test_a_leveldb_that_is_open_elsewhere_is_named_as_that(tmp_path: Path) -> None:
