@@ -52,7 +52,7 @@ from caffetools.proto.schema import TEST
 from caffetools.proto.text import read_net, write_prototxt
 from caffetools.proto.upgrades.v1 import upgrade_caffemodel, upgrade_net
 from caffetools.util.checksums import file_sha256
-from caffetools.util.files import write_text
+from caffetools.util.files import text_lines, write_text
 from caffetools.util.folders import new_folder
 
 PathLike = str | os.PathLike[str]
@@ -248,8 +248,7 @@ class _Builder:
             labels = ("BACKGROUND", *labels)
         if len(labels) != self.classes:
             raise DataError(f"there are {len(labels)} labels, but the net has {self.classes} classes", path=self.labels_from)
-        # As str.splitlines, with which the runners read the file, splits them.
-        if bad := next((label for label in labels if label.splitlines() != [label]), None):
+        if bad := next((label for label in labels if text_lines(label) != [label]), None):
             raise DataError(f"the label {bad!r} is empty or has a line break, which labels.txt cannot hold")
         return labels
 

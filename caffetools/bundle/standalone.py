@@ -72,7 +72,7 @@ class Settings:
         path = folder / "preprocessing.json"
         try:
             self._read(json.loads(path.read_text(encoding="utf-8")))
-            self.labels = (folder / "labels.txt").read_text(encoding="utf-8").splitlines()
+            self.labels = (folder / "labels.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
         except OSError as error:
             raise BundleError(f"{error.filename or path}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:

@@ -140,6 +140,7 @@ def split_files(
     from caffetools.data.images import SUFFIXES
     from caffetools.errors import CaffeToolsError
     from caffetools.project.config import command as shell_line
+    from caffetools.proto.sniff import Kind, wrong_kind
     from caffetools.zoo.names import is_model
 
     if model is None and files and is_model(files[0]):
@@ -165,6 +166,8 @@ def split_files(
             "the .caffemodel and at least one picture",
         )
     if not pictures and not (listed and (weights or deploy.suffix.lower() == ".onnx")):
+        if other := wrong_kind(CaffeToolsError, deploy, "a deploy prototxt or an ONNX model", allowed=(Kind.NET_TEXT, Kind.ONNX)):
+            raise other
         raise CaffeToolsError(f"{deploy} needs {wanted} after it, for example: {_right_use(command, deploy, rest)}")
     return deploy, weights, pictures, None, True
 

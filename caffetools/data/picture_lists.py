@@ -111,6 +111,9 @@ def lines_of(path: PathLike) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(file, 1):
                 # Editors of Windows begin UTF-8 files with a byte order mark.
                 content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if b"\0" in content:
+                    _check_kind(path)
+                    raise DataError("this is not text, and a list of pictures (a path on each line) is expected", path=path)
                 if stripped := os.fsdecode(content.removesuffix(b"\n")).rstrip("\r\t "):
                     yield number, stripped
     except OSError as error:

@@ -20,6 +20,7 @@ from caffetools.proto.numpy_files import read_numbers
 from caffetools.proto.sniff import Kind, wrong_kind
 from caffetools.results import Preprocessing
 from caffetools.util.arguments import several
+from caffetools.util.files import text_lines
 
 PathLike = str | os.PathLike[str]
 
@@ -214,7 +215,7 @@ def read_labels(labels: PathLike | Sequence[str] | None) -> tuple[str, ...]:
     if not isinstance(labels, str | os.PathLike):
         return tuple(str(label) for label in several("labels", labels))
     try:
-        lines = Path(labels).read_text(encoding="utf-8-sig").splitlines()
+        lines = text_lines(Path(labels).read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:
         lines = None
     except OSError as error:
@@ -222,7 +223,7 @@ def read_labels(labels: PathLike | Sequence[str] | None) -> tuple[str, ...]:
     # Names may be any words, but not a net, a page or a table of another program.
     if other := wrong_kind(DataError, labels, "a text file with one class name a line", allowed=(Kind.TEXT, Kind.PYTHON, Kind.DARKNET)):
         raise other
-    if lines is None:
+    if lines is None or any("\0" in line for line in lines):
         raise DataError(f"{os.fspath(labels)}: not a UTF-8 text file; one class name a line is expected")
     names = [line.strip() for line in lines]
     while names and not names[-1]:

@@ -17,6 +17,7 @@ from caffetools.events import EventSink, ignore
 from caffetools.infer.classifier import ClassificationResult, Classifier
 from caffetools.proto.blobs import Array
 from caffetools.results import Calibration, Confusion, Sample
+from caffetools.util.files import text_lines
 
 # Images shown in a report: first those predicted as another class, then correct ones, spread over the classes.
 MOST_SAMPLES = 24
@@ -50,7 +51,7 @@ def held_out(card: DatasetCard) -> list[tuple[Path, int]]:
     """Return the held-out pictures of a data set and their labels, as val.txt lists them. Raises :class:`DataError` where it is damaged."""
     listing = card.folder / "val.txt"
     source, pictures = card.pictures_source, []
-    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(text_lines(listing.read_text(encoding="utf-8")), 1):
         name, _, label = line.rpartition(" ")
         if not name or not label.isdecimal() or int(label) >= len(card.classes):
             raise DataError(f"{listing}:{number}: not a picture and the number of one of {len(card.classes)} classes: {line!r}")

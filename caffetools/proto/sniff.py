@@ -64,11 +64,15 @@ class Kind(Enum):
     TIFF = ("a TIFF picture", "")
     PDF = ("a PDF", "")
     LMDB = ("the data file of an LMDB", "give the folder in which it is")
+    HEIF = ("an HEIC or AVIF picture", "convert it to JPEG or PNG")
+    VIDEO = ("a video", "save its pictures as files")
     MATLAB = ("a MATLAB file", "")
+    SAFETENSORS = ("a safetensors file", "caffetools reads Caffe's weights; export the model to ONNX for other uses")
     TFLITE = ("a TensorFlow Lite model", "")
     SQLITE = ("an SQLite database", "")
     EXECUTABLE = ("a program or library", "")
     DARKNET = ("a Darknet configuration", "convert it to a Caffe prototxt first")
+    NCNN = ("ncnn's description of a net", "give the Caffe files from which it was made")
     LOG = ("the log of a training run", "'caffetools curves' draws it")
     PYTHON = ("a Python script", "'caffetools run' runs it")
     TEXT = ("text", "")
@@ -122,6 +126,7 @@ _BEGINNINGS: tuple[tuple[bytes, Kind], ...] = (
     (b"\0\0\xfe\xff", Kind.UTF32),
     (b"\xff\xfe", Kind.UTF16),
     (b"\xfe\xff", Kind.UTF16),
+    (b"\x1aE\xdf\xa3", Kind.VIDEO),
 )
 # What stands further in; an HDF5 file may begin with bytes of its writer's own, of which MATLAB has 512.
 _MARKS: tuple[tuple[int, bytes, Kind], ...] = (
@@ -129,6 +134,10 @@ _MARKS: tuple[tuple[int, bytes, Kind], ...] = (
     (257, b"ustar", Kind.TAR),
     (4, b"TFL3", Kind.TFLITE),
 )
+# The brands of ISO media files that are pictures; all others are taken for videos.
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
+_RIFF = {b"WEBP": Kind.WEBP, b"AVI ": Kind.VIDEO}
+_LONGEST_SAFETENSORS_HEADER = 100_000_000  # its format's limit
 
 
 def sniff(path: PathLike) -> Finding | None:
@@ -163,12 +172,8 @@ def sniff_bytes(head: bytes) -> Finding | None:
     for beginning, kind in _BEGINNINGS:
         if head.startswith(beginning):
             return Finding(kind)
-    if head.startswith(b"PK\x03\x04"):
-        return Finding(_zip_kind(head))
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return Finding(Kind.WEBP)
-    if head.startswith(b"BM") and head[6:10] == b"\0\0\0\0":
-        return Finding(Kind.BMP)
+    if (kind := _container(head)) is not None:
+        return Finding(kind)
     for offset, mark, kind in _MARKS:
         if head.startswith(mark, offset):
             return Finding(kind)
@@ -179,6 +184,19 @@ def sniff_bytes(head: bytes) -> Finding | None:
     if len(head) >= 8 and _is_utf16(head):
         return Finding(Kind.UTF16)
     return _text(head)
+
+
+def _container(head: bytes) -> Kind | None:
+    """Return the kind of a file whose first bytes name a container of several kinds, or hold a length; None for another."""
+    if head.startswith(b"PK\x03\x04"):
+        return _zip_kind(head)
+    if head.startswith(b"RIFF") and head[8:12] in _RIFF:
+        return _RIFF[head[8:12]]
+    if head[4:8] == b"ftyp":
+        return Kind.HEIF if head[8:12] in _HEIF_BRANDS else Kind.VIDEO
+    if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= _LONGEST_SAFETENSORS_HEADER:
+        return Kind.SAFETENSORS
+    return Kind.BMP if head.startswith(b"BM") and head[6:10] == b"\0\0\0\0" else None
 
 
 def _is_utf16(head: bytes) -> bool:
@@ -222,6 +240,8 @@ def _text(head: bytes) -> Finding | None:
         return Finding(Kind.XML)
     if lower.startswith((b"[net]", b"[convolutional]")):
         return Finding(Kind.DARKNET)
+    if start.startswith(b"7767517"):
+        return Finding(Kind.NCNN)
     if re.match(rb"[{\[]\s*[\"{\[\]}]", start):
         return Finding(Kind.JSON)
     if re.match(rb"item\s*\{", start):
@@ -292,6 +312,8 @@ def advice_for_folder(path: PathLike, *endings: str) -> str | None:
         return None
     if (Path(path) / "data.mdb").is_file():
         return "this folder is an LMDB"
+    if (Path(path) / "CURRENT").is_file():
+        return "this folder is a LevelDB"
     found = sorted(child.name for child in Path(path).iterdir() if child.name.endswith(endings))
     return f"give a file in it, such as {os.path.join(path, found[0])}" if found else "give a file"  # noqa: PTH118 (as it was written)
 

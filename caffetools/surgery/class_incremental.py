@@ -18,6 +18,7 @@ from caffetools.proto.model import Caffemodel
 from caffetools.proto.schema import LayerParameter, NetParameter
 from caffetools.proto.upgrades.v1 import upgrade_caffemodel
 from caffetools.surgery.weights import merge_weights, prune_weights, remap_rows
+from caffetools.util.files import text_lines
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def read_classes(path: Path) -> list[str]:
         CaffeToolsError: The file cannot be read, is empty, or has a name twice.
     """
     try:
-        names = path.read_text(encoding="utf-8").splitlines()
+        names = text_lines(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise CaffeToolsError(f"{path}: cannot read the names of classes: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
     while names and not names[-1].strip():

@@ -90,6 +90,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         stream.write(text)
 
 
+def text_lines(text: str) -> list[str]:
+    """Return the lines of a text. They end at line breaks alone, unlike those of :meth:`str.splitlines`: names may hold U+2028, say."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
 def fingerprint_of_file(path: str | os.PathLike[str]) -> str:
     """Return the size and the time of the last change of a file; empty if it does not exist."""
     with contextlib.suppress(OSError):

@@ -21,6 +21,7 @@ from caffetools.net.net import Net
 from caffetools.net.probe import join_items, run_items
 from caffetools.proto.sniff import Kind, wrong_kind
 from caffetools.results import Confusion
+from caffetools.util.files import text_lines
 from caffetools.visualize.picture_net import PathLike, PictureNet
 from caffetools.visualize.units import target_blob
 
@@ -183,7 +184,7 @@ def feature_blob(net: Net) -> str:
 
 def _read_list(path: Path, folder: Path) -> tuple[tuple[Path, ...], tuple[int, ...]]:
     try:
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = text_lines(path.read_text(encoding="utf-8", errors="surrogateescape"))
     except OSError as error:
         raise DataError(f"cannot read: {error.strerror}", path=path) from None
     paths, labels = [], []

@@ -221,3 +221,34 @@ def test_a_process_ends_so_too(materials: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"caffetools: error: typo.prototxt:4:23: {NET_WORDS['typo']}\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n", "this is a Git LFS pointer, not the file itself"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "this is a video"),
+    ],
+)
+def test_a_model_of_another_kind_is_named_before_what_is_missing_after_it(materials: Path, content: bytes, words: str) -> None:
+    (materials / "other").write_bytes(content)
+    try:
+        refused(materials, "classify other good.png", f"other: {words}, and a deploy prototxt or an ONNX model is expected")
+    finally:
+        (materials / "other").unlink()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("classify good.prototxt good.caffemodel --list other", "other: this is not text, and a list of pictures"),
+        ("classify good.prototxt good.caffemodel good.png --labels other", "other: not a UTF-8 text file; one class name a line is expected"),
+        ("convert-imageset ./ other out", "other: this is not text, and a list of pictures"),
+    ],
+)
+def test_bytes_that_are_no_text_are_no_list_and_no_labels(materials: Path, line: str, words: str) -> None:
+    (materials / "other").write_bytes(b"a 0\0\x01\0b\n")
+    try:
+        refused(materials, line, words)
+    finally:
+        (materials / "other").unlink()

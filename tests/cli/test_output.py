@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.table import Table
 
 from caffetools.cli.app import _report
 from caffetools.cli.show import console, printable
@@ -78,6 +79,13 @@ def test_a_closed_stdout_is_one_line() -> None:
 )
 def test_what_is_printable_is_kept_and_the_rest_is_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+def test_control_characters_that_rich_leaves_out_are_shown_too(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("bell\x07", box=None)
+    table.add_row("feed\x0c")
+    console.print("return\r", table)
+    assert capsys.readouterr().out.split() == ["return\\x0d", "bell\\x07", "feed\\x0c"]
 
 
 @pytest.mark.parametrize(

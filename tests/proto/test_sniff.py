@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from caffetools.data.datasets.inspect import read_names
 from caffetools.data.images import read_image
 from caffetools.errors import CaffeToolsError, DataError, ModelFileError, PrototxtError
 from caffetools.infer.preprocess import read_labels
@@ -25,6 +26,7 @@ from caffetools.proto.model import Caffemodel, SolverState
 from caffetools.proto.schema import NetParameter
 from caffetools.proto.sniff import Kind, guard, sniff
 from caffetools.proto.text import read_net, read_solver
+from caffetools.surgery.class_incremental import read_classes
 
 NET = 'layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" }\n'
 SOLVER = 'net: "net.prototxt"\nbase_lr: 0.1\n'
@@ -56,6 +58,10 @@ CONTENTS: dict[Kind, bytes] = {
     Kind.TORCH: archive("archive/data.pkl"),
     Kind.ZIP: archive("readme.txt"),
     Kind.NPZ: archive("a.npy"),
+    Kind.HEIF: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+    Kind.VIDEO: b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom",
+    Kind.SAFETENSORS: (28).to_bytes(8, "little") + b'{"__metadata__":{"a":"b"}}  ',
+    Kind.NCNN: b"7767517\n2 2\nInput data 0 1 data\n",
     Kind.PICKLE: b"\x80\x04\x95abc",
     Kind.GZIP: b"\x1f\x8b\x08\0",
     Kind.NPY: npy(np.zeros(3)),
@@ -165,3 +171,17 @@ def test_a_file_given_for_a_picture_is_named(tmp_path: Path, kind: Kind) -> None
     (tmp_path / "p.png").write_bytes(CONTENTS[kind])
     with pytest.raises(DataError, match=rf"p\.png: not a picture that OpenCV can decode, or a damaged one \(it is {re.escape(kind.noun)}"):
         read_image(tmp_path / "p.png")
+
+
+def test_labels_end_at_line_breaks_and_at_no_other_separator(tmp_path: Path) -> None:
+    labels = ("a\u2028b", "c\x0cd", "e\x85f", "g\x1ch")
+    (tmp_path / "labels.txt").write_bytes("\r\n".join(labels).encode() + b"\r\n")
+    assert read_labels(tmp_path / "labels.txt") == labels
+    assert tuple(read_names(tmp_path / "labels.txt")) == labels
+    assert tuple(read_classes(tmp_path / "labels.txt")) == labels
+
+
+def test_an_avi_or_matroska_file_is_a_video(tmp_path: Path) -> None:
+    for content in (b"RIFF\x10\0\0\0AVI LIST", b"\x1aE\xdf\xa3\x9fB\x86\x81\x01"):
+        (tmp_path / "file").write_bytes(content)
+        assert sniff(tmp_path / "file") == (Kind.VIDEO, "")

@@ -21,6 +21,7 @@ from caffetools.data.datasets.sheet import Tiles
 from caffetools.data.shards import is_index
 from caffetools.errors import DataError
 from caffetools.events import ArtifactWritten, EventSink, ignore, reported, reporter
+from caffetools.util.files import text_lines
 
 PathLike = str | os.PathLike[str]
 # Keys of damaged records that are listed.
@@ -126,7 +127,7 @@ def followed(database: Database, events: EventSink, cancel: CancelToken | None) 
 def read_names(path: PathLike) -> list[str]:
     """Return the class names in a file, one a line (``labels.txt``). Raises :class:`DataError` if it cannot be read."""
     try:
-        return Path(path).read_text("utf-8").splitlines()
+        return text_lines(Path(path).read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise DataError(f"cannot read the class names: {reason}", path=path) from None

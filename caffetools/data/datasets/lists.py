@@ -21,6 +21,7 @@ from caffetools.data.datasets.listing import Listing, check_class_name, natural
 from caffetools.data.datasets.pictures import PARTS, Pictures, PictureTable, by_class
 from caffetools.data.picture_lists import labelled_lines
 from caffetools.errors import DataError
+from caffetools.util.files import text_lines
 
 if TYPE_CHECKING:
     from _csv import Reader
@@ -372,7 +373,7 @@ def _folder(path: str) -> str:
 
 
 def _read_labels(path: Path) -> list[str]:
-    names = [line.strip() for line in _text(path).splitlines()]
+    names = [line.strip() for line in text_lines(_text(path))]
     while names and not names[-1]:
         names.pop()
     if not names or "" in names or len(set(names)) < len(names):

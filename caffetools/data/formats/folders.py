@@ -14,7 +14,7 @@ from caffetools.data.formats.examples import ConvertOptions, Example, Part, exam
 from caffetools.data.images import SUFFIXES
 from caffetools.errors import DataError
 from caffetools.util import urls
-from caffetools.util.files import atomic_write
+from caffetools.util.files import atomic_write, text_lines
 
 PathLike = str | os.PathLike[str]
 LIST, NAMES = "list.txt", "labels.txt"
@@ -141,7 +141,7 @@ def _classes(names: list[str]) -> list[str]:
 def _numbered(found: list[str], places: list[PathLike]) -> list[str]:
     """Return the classes in the order of their labels: that of the longest labels.txt in ``places`` that names all, else that of ``found``."""
     files = [urls.join(place, NAMES) for place in places]
-    lists = [urls.read_bytes(file).decode("utf-8", "surrogateescape").splitlines() for file in files if urls.exists(file)]
+    lists = [text_lines(urls.read_bytes(file).decode("utf-8", "surrogateescape")) for file in files if urls.exists(file)]
     fitting = [names for names in lists if names and len(set(names)) == len(names) and set(found) - {_UNLABELLED} <= set(names)]
     return max(fitting, key=len, default=found)
 
