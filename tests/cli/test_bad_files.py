@@ -242,7 +242,10 @@ def test_a_model_of_another_kind_is_named_before_what_is_missing_after_it(materi
     ("line", "words"),
     [
         ("classify good.prototxt good.caffemodel --list other", "other: this is not text, and a list of pictures"),
-        ("classify good.prototxt good.caffemodel good.png --labels other", "other: not a UTF-8 text file; one class name a line is expected"),
+        (
+            "classify good.prototxt good.caffemodel good.png --labels other",
+            "other: not a UTF-8 text file; one class name a line is expected",
+        ),
         ("convert-imageset ./ other out", "other: this is not text, and a list of pictures"),
     ],
 )
