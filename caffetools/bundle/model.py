@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from caffetools.errors import DataError, ExportError
 from caffetools.infer.preprocess import Preprocessor
+from caffetools.proto.sniff import Kind, wrong_kind
 from caffetools.quant.tables import TENSORRT_HEADER
 
 INPUT, OUTPUT = "input_0", "output_0"
@@ -130,6 +131,8 @@ def adapt_calibration(path: Path, names: dict[str, str], input_range: float | No
         reason = getattr(error, "strerror", None) or "not a text file"
         raise DataError(f"cannot read the calibration cache: {reason}", path=path, hint="`caffetools quantize` writes one") from None
     if not lines or not lines[0].startswith("TRT-"):
+        if other := wrong_kind(DataError, path, "a TensorRT calibration cache", allowed=(Kind.TEXT,)):
+            raise other
         raise DataError("not a TensorRT calibration cache", path=path, hint="`caffetools quantize` writes one")
     entries = [line.rpartition(": ")[::2] for line in lines[1:] if line.strip()]
     first = next(iter(names))

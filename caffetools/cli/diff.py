@@ -14,6 +14,7 @@ from caffetools.cli.show import console, print_json, print_table
 
 if TYPE_CHECKING:
     from caffetools.graph.diff import Difference, WeightsDifference
+    from caffetools.proto.model import Caffemodel
 
 
 _First = Annotated[
@@ -51,13 +52,14 @@ def diff(
     weights = [_is_weights(path) for path in (first, second)]
     first, second = (net_file(path, "train_val") for path in (first, second))
     if weights[0] != weights[1]:
+        # A file that is neither is named for what it is.
+        for path, holds_weights in zip((first, second), weights, strict=True):
+            _read_weights(path) if holds_weights else read_net(path)
         raise CaffeToolsError(
             "one is a net, the other holds weights; give two of one kind (`caffetools inspect NET WEIGHTS` compares these)"
         )
     if weights[0]:
-        from caffetools.net.weights import read_weights
-
-        found = diff_weights(read_weights(first), read_weights(second))
+        found = diff_weights(_read_weights(first), _read_weights(second))
         shown = _weights_rows(found)
     else:
         nets = []
@@ -80,8 +82,20 @@ def diff(
         raise typer.Exit(1)
 
 
+def _read_weights(path: Path) -> Caffemodel:
+    # Nets are compared without waiting for torch.
+    from caffetools.net.weights import read_weights
+
+    return read_weights(path)
+
+
 def _is_weights(path: Path) -> bool:
-    return path.suffix in (".caffemodel", ".h5")
+    from caffetools.proto.sniff import Kind, sniff
+
+    if path.suffix in (".caffemodel", ".h5"):
+        return True
+    found = sniff(path)
+    return found is not None and found.kind in (Kind.CAFFEMODEL, Kind.HDF5)
 
 
 def _weights_rows(found: list[WeightsDifference]) -> list[tuple[str, ...]]:

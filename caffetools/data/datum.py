@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -199,7 +200,14 @@ def find_pixels(address: int, size: int) -> tuple[int, tuple[int, int, int]] | N
     return None
 
 
-def datum_to_array(datum: Datum, *, color: bool | None = None, what: str = "the datum", any_depth: bool = False) -> NDArray[Any]:
+def datum_to_array(
+    datum: Datum,
+    *,
+    color: bool | None = None,
+    what: str = "the datum",
+    any_depth: bool = False,
+    on_damaged: Callable[[DataError], None] | None = None,
+) -> NDArray[Any]:
     """Return the values of a ``Datum``.
 
     Args:
@@ -207,6 +215,7 @@ def datum_to_array(datum: Datum, *, color: bool | None = None, what: str = "the 
         color: How an encoded picture is decoded: True for BGR, False for gray, None for what is stored. Pixels are not changed.
         what: The record's name for errors.
         any_depth: With ``color=None``, also accept encoded pictures of 16 bits, which Caffe refuses.
+        on_damaged: See :func:`~caffetools.data.images.decode_image`.
 
     Returns:
         (C, H, W): uint8 (uint16 for pictures of 16 bits), or float32 if the Datum has ``float_data``. Not always writable.
@@ -215,7 +224,7 @@ def datum_to_array(datum: Datum, *, color: bool | None = None, what: str = "the 
         DataError: the picture inside cannot be decoded, or the sizes do not fit the values; ``what`` names the record.
     """
     if datum.encoded:
-        return to_planes(decode_image(datum.data, color=color, what=what, any_depth=any_depth))
+        return to_planes(decode_image(datum.data, color=color, what=what, any_depth=any_depth, on_damaged=on_damaged))
     data = datum.data
     return _shaped(np.frombuffer(data, np.uint8) if data else np.array(datum.float_data, np.float32), datum, what)
 

@@ -6,19 +6,20 @@ import logging
 import os
 import re
 import stat
-import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from caffetools.data.picture_sizes import JPEG, stated_size
 from caffetools.data.png import PNG, is_damaged, png_ends, without_unread_chunks
 from caffetools.errors import DataError
-from caffetools.proto.sniff import sniff_content
+from caffetools.proto.sniff import Kind, sniff_content
+from caffetools.util.native_messages import native_messages
 from caffetools.util.process_settings import native_errors_dropped, shared_setting
 from caffetools.util.standard_input import open_input
 
@@ -37,17 +38,19 @@ SUFFIXES = frozenset(
 MOST_PIXELS, _PIXELS_VARIABLE = 1 << 28, "OPENCV_IO_MAX_IMAGE_PIXELS"
 # Pictures of fewer pixels are decoded by any number of threads at a time.
 _LARGE = 1 << 24
-# The beginning of a JPEG.
-_JPEG = b"\xff\xd8"
 # End marks that fill the longest segment of a JPEG: what libjpeg reads after the end of a file, again and again.
 _END_MARKS = b"\xff\xd9" * (1 << 15)
 # By what a JPEG's sides are divided → the bit of cv2.IMREAD_REDUCED_….
 _REDUCED = {1: 0, 2: 16, 4: 32, 8: 64}
-# Bytes at the beginning of a JPEG 2000 or AVIF in which its size is looked for.
-_BOXES = 4096
+# How the messages begin with which libjpeg reports damaged data. Its others are of unusual files that it reads well.
+_DAMAGE = ("Corrupt JPEG data", "Premature end of JPEG file")
+_MOST_NOTES = 100
 
 # In the compressed part of a JPEG, 0xFF stands before 0x00 or a restart mark (or a fill byte); anything else ends the part.
 _JPEG_MARK = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+
+# Files in place of pictures for which something can be done.
+_WITH_ADVICE = (Kind.LFS_POINTER, Kind.WEB_PAGE, Kind.HEIF, Kind.VIDEO)
 
 
 def read_image(
@@ -102,6 +105,7 @@ def decode_image(
     any_depth: bool = False,
     divisor: int = 1,
     on_truncated: Callable[[DataError], None] | None = None,
+    on_damaged: Callable[[DataError], None] | None = None,
 ) -> Pixels:
     """Decode the bytes of a picture's file (cv::imdecode).
 
@@ -114,6 +118,8 @@ def decode_image(
         divisor: 2, 4 or 8 decode a JPEG at that fraction of its size, for ``color`` other than None; see :func:`fast_divisor`.
         on_truncated: Decode a truncated JPEG as cv::imread does, which Caffe's tools and layers read files with: what is missing is
             gray (128). Called with the error that would be raised otherwise.
+        on_damaged: Called with an error for a JPEG whose data are damaged, which is decoded as far as that goes, as in Caffe; by default
+            it is logged, once for each picture.
 
     Returns:
         uint8 (H, W, C), or (H, W) if there is one channel; uint16 for pictures of 16 bits with ``any_depth``.
@@ -124,11 +130,11 @@ def decode_image(
     import cv2
 
     flags = cv2.IMREAD_UNCHANGED if color is None else cv2.IMREAD_COLOR if color else cv2.IMREAD_GRAYSCALE
-    if on_truncated is not None and data.startswith(_JPEG) and not _jpeg_ends(data):
-        image = _decoded(data + _END_MARKS, what, flags | _REDUCED[divisor], divisor)
+    if on_truncated is not None and data.startswith(JPEG) and not _jpeg_ends(data):
+        image = _decoded(data + _END_MARKS, what, flags | _REDUCED[divisor], divisor, on_damaged=_ignore)
         on_truncated(_truncated(data, what))
     else:
-        image = _decoded(data, what, flags | _REDUCED[divisor], divisor)
+        image = _decoded(data, what, flags | _REDUCED[divisor], divisor, on_damaged=on_damaged)
     if image.dtype != np.uint8 and not (any_depth and image.dtype == np.uint16):
         raise DataError(f"{what}: the picture has {8 * image.dtype.itemsize} bits a channel; Caffe takes 8 here. Convert it")
     pixels: Pixels = image
@@ -160,14 +166,16 @@ def fast_divisor(data: bytes, size: tuple[int, int] | None) -> int:
         data: The picture's file. Formats other than JPEG give 1.
         size: (width, height) in pixels, or None.
     """
-    stated = stated_size(data) if size is not None and data.startswith(_JPEG) else None
+    stated = stated_size(data) if size is not None and data.startswith(JPEG) else None
     if stated is None or size is None:
         return 1
     ratio = min(side // wanted for shape in (stated, stated[::-1]) for side, wanted in zip(shape, size, strict=True))
     return next((divisor for divisor in (8, 4, 2) if ratio >= divisor), 1)
 
 
-def _decoded(data: bytes, what: str, flags: int, divisor: int = 1) -> NDArray[Any]:
+def _decoded(
+    data: bytes, what: str, flags: int, divisor: int = 1, *, on_damaged: Callable[[DataError], None] | None = None
+) -> NDArray[Any]:
     import cv2
 
     if not data:
@@ -178,14 +186,24 @@ def _decoded(data: bytes, what: str, flags: int, divisor: int = 1) -> NDArray[An
     # libpng prints what is wrong with a chunk, besides the error that is raised here.
     printed = native_errors_dropped() if is_png and is_damaged(data) else nullcontext()
     try:
-        with shared_setting("opencv", _silence_opencv), printed:
+        with shared_setting("opencv", _silence_opencv), printed, native_messages() as messages:
             image: Any = cv2.imdecode(np.frombuffer(without_unread_chunks(data) if is_png else data, np.uint8), flags)
     except cv2.error as error:
         raise DataError(f"{what}: OpenCV cannot decode the picture: {error.err or error}") from None
     if image is None:
-        raise DataError(f"{what}: not a picture that OpenCV can decode, or a damaged one ({_describe(data)})")
+        found = sniff_content(data)
+        kind = f"it is {found.noun}" if found is not None else f"it begins with the bytes {data[:4].hex(' ')}"
+        hint = found.kind.advice if found is not None and found.kind in _WITH_ADVICE else None
+        raise DataError(f"{what}: not a picture that OpenCV can decode, or a damaged one ({kind})", hint=hint)
+    damage = next((message for message in messages if message.startswith(_DAMAGE)), "")
+    if damage:
+        (on_damaged or _damage_notes)(DataError(f"{what}: the picture is damaged, and decoded as far as that goes ({damage})"))
     pixels: NDArray[Any] = image
     return pixels
+
+
+def _ignore(_: DataError) -> None:
+    """Drop an error about a picture of which another was reported."""
 
 
 def check_whole(data: bytes, what: str = "the picture") -> None:
@@ -198,7 +216,7 @@ def check_whole(data: bytes, what: str = "the picture") -> None:
     Raises:
         DataError: The end is missing. Other formats are left to the decoder, which refuses truncated files.
     """
-    if data.startswith(_JPEG):
+    if data.startswith(JPEG):
         whole = _jpeg_ends(data)
     elif data.startswith(PNG):
         whole = png_ends(data)
@@ -230,34 +248,8 @@ def check_pixels(data: bytes, what: str = "the picture", divisor: int = 1) -> No
         variable = f"set the environment variable {_PIXELS_VARIABLE}={size[0] * size[1]}"
         raise DataError(
             f"{what}: the picture has {size[0]} x {size[1]} pixels, more than the limit of {most:,}",
-            hint=f"make it smaller, or {variable}{', or resize JPEGs with --fast-decode' if data.startswith(_JPEG) else ''}",
+            hint=f"make it smaller, or {variable}{', or resize JPEGs with --fast-decode' if data.startswith(JPEG) else ''}",
         )
-
-
-def stated_size(data: bytes) -> tuple[int, int] | None:
-    """Return the (width, height) in the header of a JPEG, PNG, GIF, BMP, WebP, TIFF, JPEG 2000 or AVIF; None for what is none of these."""
-    with suppress(struct.error, IndexError):
-        if data.startswith(_JPEG):
-            return _jpeg_size(data)
-        if data.startswith(b"\x89PNG"):
-            return _unpacked(">II", data, 16)
-        if data.startswith(b"GIF8"):
-            return _unpacked("<HH", data, 6)
-        if data.startswith(b"BM"):
-            width, height = _unpacked("<HH", data, 18) if data[14] == 12 else _unpacked("<ii", data, 18)
-            return abs(width), abs(height)
-        if data[8:12] == b"WEBP":
-            return _webp_size(data)
-        if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            return _tiff_size(data)
-        if data.startswith(b"\xff\x4f\xff\x51"):
-            return _unpacked(">II", data, 8)
-        if data[4:8] in (b"jP  ", b"ftyp"):
-            box, avif = (data.find(name, 0, _BOXES) for name in (b"ihdr", b"ispe"))
-            if data[4:8] == b"ftyp" and avif >= 0:
-                return _unpacked(">II", data, avif + 8)
-            return _unpacked(">II", data, box + 4)[::-1] if box >= 0 else None
-    return None
 
 
 def resize(image: Pixels, size: tuple[int, int]) -> Pixels:
@@ -312,56 +304,6 @@ def parse_size(size: int | str | tuple[int, int]) -> tuple[int, int] | None:
     return size
 
 
-def _unpacked(form: str, data: bytes, offset: int) -> tuple[int, int]:
-    first, second = struct.unpack_from(form, data, offset)
-    return first, second
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Return the size in the frame's header: the marks C0 … CF, apart from those of Huffman tables, arithmetic coding and extensions."""
-    position = 2
-    while position + 9 <= len(data):
-        mark = data[position + 1]
-        if data[position] != 0xFF or mark == 0xFF:
-            position += 1
-        elif 0xC0 <= mark <= 0xCF and mark not in (0xC4, 0xC8, 0xCC):
-            return _unpacked(">HH", data, position + 5)[::-1]
-        elif mark in (0x00, 0x01) or 0xD0 <= mark <= 0xD8:
-            position += 2
-        elif mark in (0xD9, 0xDA):
-            return None
-        else:
-            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return None
-
-
-def _webp_size(data: bytes) -> tuple[int, int] | None:
-    if len(data) < 30:
-        return None
-    kind = data[12:16]
-    if kind == b"VP8X":
-        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
-    if kind == b"VP8L":
-        bits = int.from_bytes(data[21:25], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    width, height = _unpacked("<HH", data, 26)
-    return width & 0x3FFF, height & 0x3FFF
-
-
-def _tiff_size(data: bytes) -> tuple[int, int] | None:
-    """Return the size in the first directory of a TIFF or BigTIFF: its tags 256 and 257."""
-    order, big = "<" if data.startswith(b"II") else ">", 43 in data[2:4]
-    (start,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
-    (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, start)
-    found: dict[int, int] = {}
-    entry, first = (20, start + 8) if big else (12, start + 2)
-    for offset in range(first, first + entry * min(count, 4096), entry):
-        tag, kind = struct.unpack_from(order + "HH", data, offset)
-        if tag in (256, 257) and kind in (3, 4, 16):
-            (found[tag],) = struct.unpack_from(order + {3: "H", 4: "I", 16: "Q"}[kind], data, offset + (12 if big else 8))
-    return (found[256], found[257]) if len(found) == 2 else None
-
-
 def _special_kind(path: Path) -> str:
     """Return what a file is that has no content of its own; empty for regular files and folders."""
     mode = path.stat().st_mode
@@ -399,23 +341,33 @@ def _jpeg_ends(data: bytes) -> bool:
     return False
 
 
-def _describe(data: bytes) -> str:
-    """Return what kind of file the bytes are, for the error."""
-    found = sniff_content(data)
-    return f"it is {found.noun}" if found is not None else f"it begins with the bytes {data[:4].hex(' ')}"
+class DamageNotes:
+    """Logs each damaged picture once, and a hundred of them: what reads the same pictures again and again has one.
 
+    Args:
+        ending: What is said after each.
+    """
 
-class TruncatedNotes:
-    """Logs each truncated picture once: an ``on_truncated`` of :func:`decode_image` for what reads the same pictures again and again."""
-
-    def __init__(self) -> None:
+    def __init__(self, ending: str = "") -> None:
+        self._ending = ending
         self._seen: set[str] = set()
 
     def __call__(self, error: DataError) -> None:
         """Log ``error`` as a warning unless it was logged before."""
-        if str(error) not in self._seen:
+        if str(error) not in self._seen and len(self._seen) < _MOST_NOTES:
             self._seen.add(str(error))
-            _log.warning("%s; what is missing is gray, as in Caffe", error)
+            more = "; further ones are not named" if len(self._seen) == _MOST_NOTES else ""
+            _log.warning("%s%s%s", error, self._ending, more)
+
+
+class TruncatedNotes(DamageNotes):
+    """Logs truncated pictures: an ``on_truncated`` of :func:`decode_image`."""
+
+    def __init__(self) -> None:
+        super().__init__("; what is missing is gray, as in Caffe")
+
+
+_damage_notes = DamageNotes()
 
 
 class PixelBudget:

@@ -17,6 +17,7 @@ import caffetools
 from caffetools.errors import CaffeToolsError
 from caffetools.project.config import FinetuneConfig
 from caffetools.project.manifest import HISTORY, SETTINGS, path_from_here
+from caffetools.proto.sniff import wrong_kind
 from caffetools.results import Step
 from caffetools.solver.run import choose_device
 from caffetools.util.checksums import file_sha256
@@ -116,6 +117,8 @@ def read_config(folder: Path, history: RunHistory | None) -> FinetuneConfig:
             values |= {name: found} if found and (name == "pictures" or Path(found).is_file()) else {}
     except OSError:
         if not folder.is_dir():
+            if other := wrong_kind(CaffeToolsError, folder, "the folder that caffetools finetune wrote (-o)"):
+                raise other from None
             raise CaffeToolsError("there is no such folder; name the folder that caffetools finetune wrote (-o)", path=folder) from None
         above = folder.resolve().parent
         hint = f"the run is {above}" if (above / SETTINGS).is_file() else None

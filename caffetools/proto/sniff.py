@@ -172,8 +172,8 @@ def sniff_bytes(head: bytes) -> Finding | None:
     for beginning, kind in _BEGINNINGS:
         if head.startswith(beginning):
             return Finding(kind)
-    if (kind := _container(head)) is not None:
-        return Finding(kind)
+    if (container := _container(head)) is not None:
+        return Finding(container)
     for offset, mark, kind in _MARKS:
         if head.startswith(mark, offset):
             return Finding(kind)

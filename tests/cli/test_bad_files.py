@@ -255,3 +255,26 @@ def test_bytes_that_are_no_text_are_no_list_and_no_labels(materials: Path, line:
         refused(materials, line, words)
     finally:
         (materials / "other").unlink()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "diff good.caffemodel other",
+        "diff good.prototxt other",
+        "curves other -o out.png",
+        "report other",
+        "bundle good.prototxt good.caffemodel --mean 0 --calibration other -o out",
+    ],
+)
+def test_a_pointer_of_git_lfs_is_named_wherever_a_file_is_read(materials: Path, line: str) -> None:
+    (materials / "other").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+    try:
+        refused(materials, line, "other: this is a Git LFS pointer, not the file itself, and ")
+    finally:
+        (materials / "other").unlink()
+
+
+def test_a_missing_file_is_not_compared_as_a_net(materials: Path) -> None:
+    refused(materials, "diff good.caffemodel absent", "absent: cannot read: No such file or directory")
+    refused(materials, "diff good.caffemodel good.prototxt", "one is a net, the other holds weights")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from caffetools.data.images import PixelBudget, decode_image, fast_divisor, parse_size, read_image, resize, stated_size
+from caffetools.data.images import PixelBudget, decode_image, encode_image, fast_divisor, parse_size, read_image, resize
+from caffetools.data.picture_sizes import stated_size
 from caffetools.errors import DataError
 from caffetools.pycaffe.io import load_image
 from caffetools.visualize.thumbnails import thumbnail
@@ -132,6 +134,50 @@ def test_a_truncated_jpeg_is_filled_as_opencv_fills_it_where_asked(
     path.write_bytes(data[:30])
     with pytest.raises(DataError, match=r"cut\.jpg"):
         read_image(path, on_truncated=seen.append)
+
+
+def damaged_jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    """A JPEG with its end mark, in whose middle a part of the data has become zeros."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    data = bytearray(buffer.getvalue())
+    middle = (data.index(b"\xff\xda") + len(data)) // 2
+    data[middle : middle + 40] = bytes(40)
+    return bytes(data)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C library has no streams of the program's own")
+def test_a_damaged_jpeg_is_decoded_as_opencv_does_and_named_where_libjpeg_only_prints(
+    tmp_path: Path, pixels: NDArray[np.uint8], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    data = damaged_jpeg(pixels)
+    expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert capfd.readouterr().err.startswith("Corrupt JPEG data: ")
+    seen: list[DataError] = []
+    np.testing.assert_array_equal(decode_image(data, what="a.jpg", on_damaged=seen.append), expected, strict=True)
+    assert [str(error).partition(" (")[0] for error in seen] == ["a.jpg: the picture is damaged, and decoded as far as that goes"]
+    (tmp_path / "b.jpg").write_bytes(data)
+    for _ in range(3):
+        read_image(tmp_path / "b.jpg")
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [str(tmp_path / "b.jpg")]
+    assert not any(line.startswith("Corrupt") for line in capfd.readouterr().err.splitlines())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the C library has no streams of the program's own")
+def test_the_damage_of_a_picture_is_not_reported_of_one_that_another_thread_decodes(pixels: NDArray[np.uint8]) -> None:
+    files = {"sound": encode_image(pixels, ".jpg"), "damaged": damaged_jpeg(pixels)}
+    seen: list[str] = []
+
+    def decode(what: str) -> None:
+        for _ in range(50):
+            decode_image(files[what], what=what, on_damaged=lambda error: seen.append(str(error).partition(":")[0]))
+
+    threads = [threading.Thread(target=decode, args=(what,)) for what in (*files, *files)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == ["damaged"] * 100
 
 
 def test_bytes_after_the_end_of_a_jpeg_are_no_harm(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:

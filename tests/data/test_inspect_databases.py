@@ -168,6 +168,17 @@ def test_bad_boxes_are_faults(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="damage within a JPEG is known there")
+def test_a_jpeg_that_decodes_in_part_is_a_fault(tmp_path: Path) -> None:
+    data = bytearray(encoded(noise(40, 60, 3), ".jpg"))
+    middle = (data.index(b"\xff\xda") + len(data)) // 2
+    data[middle : middle + 40] = bytes(40)
+    database = write(tmp_path / "db", [("00000000_a.jpg", encoded_to_datum(bytes(data), 0))])
+    [fault] = verify_database(database).faults
+    assert fault.kind == "damaged" and "the picture is damaged, and decoded as far as that goes (Corrupt JPEG data: " in fault.message
+    assert export_database(database, tmp_path / "out").count == 1
+
+
 def test_inspect_prints_json_and_draws_a_sheet(foreign: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
     result = run("inspect", foreign, "-o", tmp_path / "sheet.png", "--labels", tmp_path / "labels.txt")

@@ -67,6 +67,7 @@ class DecodedRecord:
         error: Why it cannot be decoded.
         annotated: Whether it is an AnnotatedDatum of SSD.
         boxes: The boxes of an AnnotatedDatum whose annotations have a type; None for other records.
+        damage: Why the picture's file is damaged, though it can be decoded in part.
     """
 
     key: str
@@ -79,6 +80,7 @@ class DecodedRecord:
     error: DataError | None = None
     annotated: bool = False
     boxes: tuple[Box, ...] | None = None
+    damage: DataError | None = None
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -99,7 +101,7 @@ class RecordFacts:
         shape: (C, H, W); None if it cannot be decoded.
         stated: (C, H, W) that an encoded Datum gives for its picture; None if it gives none.
         not_finite: Number of its values that are NaN or infinite.
-        error: Why it cannot be decoded.
+        error: Why it cannot be decoded, or what of it is damaged.
         boxes: Label and fault of each box (see :class:`Box`); None for a record that is classified by one label.
     """
 
@@ -119,7 +121,7 @@ def record_facts(record: DecodedRecord) -> RecordFacts:
     not_finite = 0 if array is None or array.dtype.kind != "f" else int((~np.isfinite(array)).sum())
     shape = None if array is None else array.shape
     boxes = None if record.boxes is None else tuple((box.label, box.fault) for box in record.boxes)
-    return RecordFacts(record.key, record.raw_key, record.label, shape, record.stated, not_finite, record.error, boxes)
+    return RecordFacts(record.key, record.raw_key, record.label, shape, record.stated, not_finite, record.error or record.damage, boxes)
 
 
 def decoded_records(database: Database) -> Generator[DecodedRecord, None, None]:
@@ -182,11 +184,12 @@ def _decode(path: str, record: Record) -> DecodedRecord:
     encoding = _format(data)[0] if datum.encoded else "raw" if datum.data else "float_data"
     stated = (int(datum.channels), int(datum.height), int(datum.width))
     given = stated if datum.encoded and min(stated) > 0 else None
+    damage: list[DataError] = []
     try:
-        array = datum_to_array(datum, what=what, any_depth=True)
+        array = datum_to_array(datum, what=what, any_depth=True, on_damaged=damage.append)
     except DataError as error:
         return DecodedRecord(key, raw, label, encoding, None, given, data, error, annotated, boxes)
-    return DecodedRecord(key, raw, label, encoding, array, given, data, None, annotated, boxes)
+    return DecodedRecord(key, raw, label, encoding, array, given, data, None, annotated, boxes, damage[0] if damage else None)
 
 
 def _annotated(value: bytes) -> tuple[Datum, tuple[Box, ...] | None] | None:

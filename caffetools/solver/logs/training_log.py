@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from caffetools.errors import DataError
+from caffetools.proto.sniff import Kind, wrong_kind
 from caffetools.util.standard_input import open_input
 
 _STAMP = re.compile(r"^.*?[IWEF](\d{4})?(\d{2})(\d{2}) (\d{2}):(\d{2}):(\d{2})\.(\d{1,6})\s+\d+ [\w.]+:\d+\] ?")
@@ -26,6 +27,9 @@ _RATE = re.compile(r"Iteration (\d{1,10}), lr = " + _NUMBER)
 _TESTING = re.compile(r"Testing net \(#(\d{1,6})\)")
 _OUTPUT = re.compile(r"(Train|Test) net output #\d+: ((?:(?! = ).)+) = " + _NUMBER)
 _TEST_LOSS = re.compile(r"Test loss: " + _NUMBER)
+
+# Files of which it is said that they hold nothing of a training; others are named for what they are.
+_TEXTS = (Kind.TEXT, Kind.LOG, Kind.JSON, Kind.NET_TEXT, Kind.SOLVER_TEXT, Kind.PYTHON, Kind.EMPTY)
 
 
 @dataclass
@@ -84,7 +88,10 @@ def read_log(path: str | os.PathLike[str]) -> TrainingLog:
     first = next((line for line in lines if line.strip()), "")
     log = _read_json(lines, path) if first.lstrip().startswith("{") else _read_glog(lines)
     if not (log.train or log.test):
-        raise DataError(f"{os.fspath(path)}: holds no lines of a training run; a log of `caffe train` or `caffetools train` is expected")
+        expected = "a log of `caffe train` or `caffetools train`"
+        if other := wrong_kind(DataError, path, expected, allowed=_TEXTS):
+            raise other
+        raise DataError(f"{os.fspath(path)}: holds no lines of a training run; {expected} is expected")
     return log
 
 
