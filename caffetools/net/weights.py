@@ -243,20 +243,32 @@ def read_hdf5_weights(path: PathLike) -> Caffemodel:
     with guard(ModelFileError, path, "an HDF5 .caffemodel", allowed=(Kind.HDF5,)), h5py.File(path, "r") as file:
         # A layer's name may hold slashes, which HDF5 takes for nested groups; the blobs are the innermost, numbered.
         def visit(name: str, item: object) -> None:
+            if isinstance(item, h5py.Group):
+                _check_links(item, path)
             if isinstance(item, h5py.Dataset):
                 layer, _, index = name.rpartition("/")
+                if not index.isdecimal():
+                    raise ModelFileError(f"the dataset '{item.name}' is not a blob of a layer, whose name is a number", path=path)
                 blobs.setdefault(layer, {})[int(index)] = read_dataset(item)
 
         data = file.get("data")
         if not isinstance(data, h5py.Group):
             hint = "it is a solver state: the weights are in the .caffemodel.h5 of the same iteration" if "history" in file else None
             raise ModelFileError("an HDF5 file without the group 'data' of weights", path=path, hint=hint)
+        _check_links(data, path)
         data.visititems(visit)
     ordered = {layer: [array for _, array in sorted(items.items())] for layer, items in blobs.items()}
     param = NetParameter()
     for layer in ordered:
         param.layer.add(name=layer)
     return Caffemodel(param, ordered)
+
+
+def _check_links(group: h5py.Group, path: PathLike) -> None:
+    """Raise :class:`ModelFileError` where a member of a group is a link to another place, which would be left out."""
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise ModelFileError(f"'{group.name}/{name}' is a link to another place or file, which is not followed", path=path)
 
 
 def write_weights_hdf5(path: PathLike, net: Net, *, diffs: Sequence[Sequence[Any]] | None = None) -> None:

@@ -128,3 +128,32 @@ def test_a_sparse_hdf5_dataset_of_a_trillion_values_is_refused_unread(tmp_path: 
         file.create_dataset("data/fc/0", shape=(10**6, 10**6), dtype="f4", chunks=(100, 1000))
     with pytest.raises(ModelFileError, match=r"w\.caffemodel\.h5: the dataset '/data/fc/0' declares 1000000 x 1000000 values"):
         read_hdf5_weights(path)
+
+
+def test_a_virtual_dataset_has_the_values_of_its_files_and_is_refused_without_them(tmp_path: Path) -> None:
+    values = np.arange(4, dtype=np.float32)
+    with h5py.File(tmp_path / "source.h5", "w") as file:
+        file["x"] = values
+    layout = h5py.VirtualLayout((4,), np.float32)
+    layout[:] = h5py.VirtualSource("source.h5", "x", (4,))
+    with h5py.File(tmp_path / "w.caffemodel.h5", "w") as file:
+        file.create_group("data/ip").create_virtual_dataset("0", layout)
+    [blob] = read_hdf5_weights(tmp_path / "w.caffemodel.h5").blobs["ip"]
+    np.testing.assert_array_equal(blob, values)
+    (tmp_path / "source.h5").unlink()
+    with pytest.raises(ModelFileError, match=r"w\.caffemodel\.h5: the dataset '/data/ip/0' takes its values from the file 'source\.h5'"):
+        read_hdf5_weights(tmp_path / "w.caffemodel.h5")
+
+
+def test_bytes_of_other_files_and_links_are_no_weights(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"abcd")
+    path = tmp_path / "w.caffemodel.h5"
+    with h5py.File(path, "w") as file:
+        file.create_group("data/ip").create_dataset("0", (4,), np.uint8, external=[(str(tmp_path / "secret"), 0, 4)])
+    with pytest.raises(ModelFileError, match=r"takes its values from the file '.*secret', which is not read"):
+        read_hdf5_weights(path)
+    for link in (h5py.SoftLink("/nowhere"), h5py.ExternalLink("other.h5", "/x")):
+        with h5py.File(path, "w") as file:
+            file.create_group("data/ip")["0"] = link
+        with pytest.raises(ModelFileError, match=r"w\.caffemodel\.h5: '/data/ip/0' is a link to another place or file"):
+            read_hdf5_weights(path)
