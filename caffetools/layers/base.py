@@ -154,7 +154,7 @@ class Layer(ObservedModule):
     # Whether Caffe's forward pass keeps values in the diff of the first bottom, from which the backward pass computes (kept_in_diff).
     KEEPS_IN_DIFF: ClassVar[bool] = False
     # Whether Caffe's backward pass writes the diff of the bottom even where nothing asks for it.
-    BACKWARD_IS_UNASKED: ClassVar[bool] = False
+    BACKWARD_IS_UNASKED: bool = False
     # Whether Caffe's backward pass of the layer in place takes the result for the bottom, of which it keeps no copy.
     BACKWARD_READS_RESULT: ClassVar[bool] = False
     # Whether Caffe refuses the layer where its top is its bottom too, or writes there before it has read all that it computes from.

@@ -148,6 +148,7 @@ class Im2col(Layer):
     IN_PLACE = "overwrites"
     TOPS = SAME_AS_BOTTOMS
     NEEDS_TOP = False
+    BACKWARD_IS_UNASKED = True
 
     def setup(self, bottoms: Shapes) -> Shapes:
         shape, param = bottoms[0], self.param.convolution_param

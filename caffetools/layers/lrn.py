@@ -39,7 +39,7 @@ class LRN(Layer):
         self.expect_axes(bottoms[0], 4)
         param = self.param.lrn_param
         self.size, self.alpha, self.beta, self.k = int(param.local_size), float(param.alpha), float(param.beta), float(param.k)
-        self.across = enum_name(param, "norm_region") == "ACROSS_CHANNELS"
+        self.across = self.BACKWARD_IS_UNASKED = enum_name(param, "norm_region") == "ACROSS_CHANNELS"
         if self.size % 2 == 0:
             raise self.error(f"local_size must be odd, not {self.size}")
         return [bottoms[0]]

@@ -15,6 +15,7 @@ class Permute(Layer):
     """The axes of x in the order of ``permute_param``; those that it does not name follow in theirs (SSD)."""
 
     TRAITS = Traits(role="permute", settings="permute_param")
+    BACKWARD_IS_UNASKED = True
 
     def setup(self, bottoms: Shapes) -> Shapes:
         shape = bottoms[0]

@@ -41,6 +41,7 @@ class Flatten(Rearranging):
 
     TRAITS = Traits(role="reshape", channels="kept", half=True)
     IN_PLACE = "refused"
+    BACKWARD_IS_UNASKED = True
 
     def setup(self, bottoms: Shapes) -> Shapes:
         shape, param = bottoms[0], self.param.flatten_param

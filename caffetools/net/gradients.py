@@ -98,7 +98,31 @@ def plan_backward(
         wanted.append(needs)
         back.append(goes_back)
         needed.update(dict.fromkeys(layer.tops, goes_back))
+    _add_unasked(layers, wanted, back)
     return wanted, back
+
+
+def _add_unasked(layers: list[Layer], wanted: list[list[bool]], back: list[bool]) -> None:
+    """Let layers whose backward pass in Caffe does not look at propagate_down give a gradient where another reader of the blob gives one.
+
+    Caffe's Split adds what it finds in the diffs of all its tops.
+
+    Args:
+        layers: The layers.
+        wanted: For each whether each of its bottoms gets a gradient; changed in place.
+        back: For each whether it has a backward pass.
+    """
+    readers: dict[str, list[tuple[int, int]]] = {}
+    versions = []
+    for index, layer in enumerate(layers):
+        for bottom, name in enumerate(layer.bottoms):
+            readers.setdefault(name, []).append((index, bottom))
+        versions += [readers.pop(top) for top in layer.tops if top in readers]
+    for found in (*versions, *readers.values()):
+        if any(wanted[index][bottom] for index, bottom in found):
+            for index, bottom in found:
+                ignores = layers[index].BACKWARD_IS_UNASKED or (layers[index].SHARES != "data" and layers[index].shares_memory())
+                wanted[index][bottom] = wanted[index][bottom] or (ignores and back[index])
 
 
 def refused_gradients(layers: list[Layer], *, force: bool = False) -> dict[int, Refusal]:

@@ -100,7 +100,9 @@ class Stepwise:
                 call(step.index)
             with float32_products(self.device, tf32=self.net.allow_tf32):
                 self._run(step, record=record and step.needs_backward)
-            step.run_splits(self.blobs)
+            if step.index < last:
+                # In Caffe the Split is a layer behind this one.
+                step.run_splits(self.blobs)
             total += self._loss(step, is_last=step.index == last)
             for call in self.after_forward:
                 call(step.index)

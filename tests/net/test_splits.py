@@ -206,3 +206,59 @@ def test_a_gradient_of_labels_that_depend_on_parameters_is_refused_where_caffe_e
         check_gradients(run.net.layers)
         run.forward()
         run.backward()
+
+
+# What real Caffe gives for the weights of c, which the layer and another one read, where propagate_down is false: most layers give c no
+# gradient then, but some do not look at it, and the Split adds theirs.
+UNASKED = {
+    "Softmax": ("", [0.6849, -0.2868, 1.9955, 2.6434, -0.696, 0.3152]),
+    "LRN": ("lrn_param { local_size: 3 alpha: 0.5 }", [1.6503, -0.5, 3.2771, 4.8444, -1.1842, 0.9477]),
+    "MVN": ("mvn_param { normalize_variance: false }", [2.0729, -0.6771, 4.25, 5.8958, -1.8229, 0.9896]),
+    "Im2col": ("convolution_param { kernel_size: 2 }", [2.9531, 0.0156, 7.3438, 8.7969, -1.8906, 0.9844]),
+    "Flatten": ("", [2.3906, -0.2812, 5.2031, 7.0781, -1.6406, 1.2188]),
+    "Reshape": ("reshape_param { shape { dim: 0 dim: -1 } }", [2.3906, -0.2812, 5.2031, 7.0781, -1.6406, 1.2188]),
+    "Permute": ("permute_param { order: 0 order: 2 order: 3 order: 1 }", [2.3906, -0.2812, 5.2031, 7.0781, -1.6406, 1.2188]),
+    "BatchNorm": ("batch_norm_param { use_global_stats: true eps: 1 }", [2.3906, -0.2812, 5.2031, 7.0781, -1.6406, 1.2188]),
+    "TanH": ("", [0.7969, -0.0938, 1.7344, 2.3594, -0.5469, 0.4062]),
+    "LRN within": ("lrn_param { local_size: 3 norm_region: WITHIN_CHANNEL }", [0.7969, -0.0938, 1.7344, 2.3594, -0.5469, 0.4062]),
+}
+
+
+@pytest.mark.parametrize("kind", UNASKED)
+def test_layers_that_do_not_look_at_propagate_down_give_their_gradient_to_a_shared_blob(kind: str) -> None:
+    settings, expected = UNASKED[kind]
+    text = (
+        'input: "x" input_shape { dim: 2 dim: 2 dim: 2 dim: 3 } '
+        'layer { name: "c" type: "Convolution" bottom: "x" top: "c" convolution_param { num_output: 3 kernel_size: 1 } } '
+        f'layer {{ name: "l" type: "{kind.split()[0]}" bottom: "c" top: "t" propagate_down: false {settings} }} '
+        'layer { name: "a" type: "Power" bottom: "t" top: "a" power_param { power: 2 } loss_weight: 0.5 } '
+        'layer { name: "b" type: "Power" bottom: "c" top: "b" power_param { power: 2 } loss_weight: 0.25 } '
+    )
+    net = Net(parse(text, NetParameter), TEST)
+    weights, bias = net.layers[1].blobs
+    with torch.no_grad():
+        weights.copy_(torch.tensor([0.5, -0.25, 0.75, 1, -0.5, 0.25]).reshape(weights.shape))
+        bias.fill_(0.125)
+    x = (torch.arange(24.0).reshape(2, 2, 2, 3) % 7 - 2) / 4
+    blobs = net({"x": x})
+    (0.5 * blobs["a"].sum() + 0.25 * blobs["b"].sum()).backward()
+    torch.testing.assert_close(weights.grad.flatten(), torch.tensor(expected), atol=1e-4, rtol=1e-4)
+    weights.grad = None
+    run = Stepwise(net)
+    run.feed({"x": x})
+    run.forward()
+    run.backward()
+    torch.testing.assert_close(weights.grad.flatten(), torch.tensor(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_a_range_that_ends_with_a_blobs_producer_does_not_run_caffes_split() -> None:
+    run = run_of('input: "x" input_shape { dim: 2 } ' + power("a", "x", 2) + power("b", "x", 3))
+    run.blobs["x"].data.store(torch.ones(2))
+    run.forward(0, 0)
+    run.forward(1)
+    assert [float(run.blobs[name].data.value()[0]) for name in "ab"] == [0, 0]
+    run.forward()
+    run.blobs["x"].data.store(torch.full((2,), 2.0))
+    run.forward(0, 0)
+    run.forward(1)
+    assert [float(run.blobs[name].data.value()[0]) for name in "ab"] == [4, 6]
