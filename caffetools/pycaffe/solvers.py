@@ -123,7 +123,7 @@ class Solver:
 
     def add_callback(self, on_start: Callable[[], Any], on_gradients_ready: Callable[[], Any] | None = None) -> None:
         """Call ``on_start()`` before each iteration, and ``on_gradients_ready()`` before each update."""
-        self._core.callbacks.append(_Callbacks(on_start, on_gradients_ready))
+        self._core.callbacks.append(_Callbacks(self._core, on_start, on_gradients_ready))
 
     add_callbacks = add_callback
 
@@ -185,7 +185,13 @@ def get_solver(solver_file: AnyPath) -> Solver:
 
 
 class _Engine(engine.Solver):
-    """The solver, running its nets layer by layer so that every blob and diff can be read, and clearing diffs when Caffe does."""
+    """The solver, running its nets layer by layer so that every blob and diff can be read, and clearing diffs when Caffe does.
+
+    Attributes:
+        gradients_ready: Whether an iteration has computed the gradients that an update is about to use.
+    """
+
+    gradients_ready = False
 
     def _build_nets(self, device: torch.device) -> None:
         super()._build_nets(device)
@@ -247,7 +253,11 @@ class _Engine(engine.Solver):
         # Diffs can be read until the next iteration begins.
         self.run.clear_param_diffs()
         self.losses.append(self._forward_backward())
-        self.update()
+        self.gradients_ready = True
+        try:
+            self.update()
+        finally:
+            self.gradients_ready = False
 
     def _forward_backward(self) -> Tensor:
         total = torch.zeros(())
@@ -268,14 +278,15 @@ class _Engine(engine.Solver):
 
 
 class _Callbacks(Callback):
-    def __init__(self, on_start: Callable[[], Any], on_gradients_ready: Callable[[], Any] | None):
-        self.on_start, self.on_gradients_ready = on_start, on_gradients_ready
+    def __init__(self, solver: _Engine, on_start: Callable[[], Any], on_gradients_ready: Callable[[], Any] | None):
+        self.solver, self.on_start, self.on_gradients_ready = solver, on_start, on_gradients_ready
 
     def on_iteration_begin(self, run: RunControl) -> None:
         self.on_start()
 
     def on_before_update(self, run: RunControl) -> None:
-        if self.on_gradients_ready is not None:
+        # As in Caffe an update by hand calls none.
+        if self.on_gradients_ready is not None and self.solver.gradients_ready:
             self.on_gradients_ready()
 
 

@@ -171,6 +171,9 @@ def test_callbacks_run_around_the_gradients(write: Write) -> None:
     solver.step(2)
     assert [(what, it) for what, it, _ in calls] == [("start", 0), ("ready", 0), ("start", 1), ("ready", 1)]
     assert calls[1][2]
+    # As in Caffe, an update by hand calls none.
+    solver.apply_update()
+    assert (len(calls), solver.iter) == (4, 3)
 
 
 def test_snapshots_are_taken_up_again(write: Write, tmp_path: Path) -> None:
