@@ -78,9 +78,17 @@ class Blob:
         """The gradient, float32, of the shape of ``data``; of a parameter, accumulated since it was last cleared."""
         return self.storage.diff_array()
 
+    @data.setter
+    def data(self, values: object) -> None:
+        raise AttributeError("a blob's data cannot be replaced; write into it: blob.data[...] = values")
+
+    @diff.setter
+    def diff(self, values: object) -> None:
+        raise AttributeError("a blob's diff cannot be replaced; write into it: blob.diff[...] = values")
+
     # Intel Caffe's names of both for reading alone.
-    data_ro = data
-    diff_ro = diff
+    data_ro = property(lambda self: self.data)
+    diff_ro = property(lambda self: self.diff)
 
     @property
     def shape(self) -> IntVec:

@@ -91,8 +91,7 @@ class Stepwise:
             NetError: An index is outside of the net, or shapes do not fit; names the layer.
         """
         first, last = self._range(start, end, 0, len(self.steps) - 1)
-        whole = (first, last) == (0, len(self.steps) - 1)
-        if whole and not set(reads).intersection(self._inner_blobs or ()) and self._forward_fused():
+        if (first, last) == (0, len(self.steps) - 1) and not set(reads).intersection(self._inner_blobs or ()) and self._forward_fused():
             return 0.0
         total = 0.0
         for step in self.steps[first : last + 1]:
@@ -100,8 +99,7 @@ class Stepwise:
                 call(step.index)
             with float32_products(self.device, tf32=self.net.allow_tf32):
                 self._run(step, record=record and step.needs_backward)
-            if step.index < last:
-                # In Caffe the Split is a layer behind this one.
+            if step.index < last:  # In Caffe the Split is a layer behind this one.
                 step.run_splits(self.blobs)
             total += self._loss(step, is_last=step.index == last)
             for call in self.after_forward:

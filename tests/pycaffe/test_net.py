@@ -385,3 +385,12 @@ def test_reshape_leaves_the_diff_of_a_loss(write: Write) -> None:
     net.blobs["l"].diff[...] = 0.5
     net.reshape()
     assert net.blobs["l"].diff == 0.5
+
+
+def test_arrays_of_a_blob_are_written_to_and_not_replaced(write: Write) -> None:
+    blob = Net(write("net.prototxt", DEPLOY), TEST).blobs["data"]
+    with pytest.raises(AttributeError, match=r"blob\.data\[\.\.\.\] = values"):
+        blob.data = np.zeros(3)
+    with pytest.raises(AttributeError, match=r"blob\.diff\[\.\.\.\] = values"):
+        blob.diff = 0
+    assert np.shares_memory(blob.data_ro, blob.data)
