@@ -68,6 +68,11 @@ class Blob:
     def __init__(self, storage: Storage):
         self.storage = storage
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in ("data", "diff"):
+            raise AttributeError(f"a blob's {name} cannot be replaced; write into it: blob.{name}[...] = values")
+        super().__setattr__(name, value)
+
     @property
     def data(self) -> Array:
         """The values (N, C, H, W), float32: reading and writing act on the net."""
@@ -78,17 +83,9 @@ class Blob:
         """The gradient, float32, of the shape of ``data``; of a parameter, accumulated since it was last cleared."""
         return self.storage.diff_array()
 
-    @data.setter
-    def data(self, values: object) -> None:
-        raise AttributeError("a blob's data cannot be replaced; write into it: blob.data[...] = values")
-
-    @diff.setter
-    def diff(self, values: object) -> None:
-        raise AttributeError("a blob's diff cannot be replaced; write into it: blob.diff[...] = values")
-
     # Intel Caffe's names of both for reading alone.
-    data_ro = property(lambda self: self.data)
-    diff_ro = property(lambda self: self.diff)
+    data_ro = data
+    diff_ro = diff
 
     @property
     def shape(self) -> IntVec:

@@ -48,10 +48,19 @@ class Layer:
     type = "Python"
     param_str = ""
     phase: int = Phase(TEST)
-    blobs: UserBlobs
 
     def __init__(self, *arguments: object):
         """Caffe constructs the class with the layer's parameter; nothing is done with it here."""
+
+    @property
+    def blobs(self) -> UserBlobs:
+        """The layer's parameters."""
+        found: UserBlobs = self.__dict__["blobs"]
+        return found
+
+    @blobs.setter
+    def blobs(self, blobs: UserBlobs) -> None:
+        self.__dict__["blobs"] = blobs
 
     def setup(self, bottom: Sequence[Blob], top: Sequence[Blob]) -> None:
         """Called once, when the net is built."""

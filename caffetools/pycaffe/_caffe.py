@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from caffetools.layers.blob_view import Blob, BlobVec, IntVec
 from caffetools.layers.python import Layer
-from caffetools.proto.schema import LayerParameter, SolverParameter
+from caffetools.proto import schema
+from caffetools.proto.schema import LayerParameter
 from caffetools.pycaffe.mode import (
     has_nccl,
     init_log,
@@ -80,3 +81,32 @@ __all__ = [
 # NVCaffe's name of the list of a net's layers, and of its version.
 LayerBaseVec = LayerVec
 CAFFE_VERSION = "1.0.0"
+
+
+class _OfMessages(type):
+    def __instancecheck__(cls, value: object) -> bool:
+        return isinstance(value, schema.SolverParameter)
+
+
+class SolverParameter(metaclass=_OfMessages):
+    """The type of ``solver.param``, which is a message with all fields of a solver; these four are what Caffe's class has."""
+
+    @property
+    def max_iter(self) -> int:
+        """The number of iterations."""
+        raise NotImplementedError
+
+    @property
+    def display(self) -> int:
+        """The number of iterations between two displayed ones."""
+        raise NotImplementedError
+
+    @property
+    def base_lr(self) -> float:
+        """The learning rate before its policy."""
+        raise NotImplementedError
+
+    @property
+    def layer_wise_reduce(self) -> bool:
+        """Whether gradients are exchanged layer by layer."""
+        raise NotImplementedError

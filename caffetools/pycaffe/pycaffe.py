@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from itertools import zip_longest as izip_longest
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +27,7 @@ __all__ = [
     "RMSPropSolver",
     "SGDSolver",
     "Timer",
+    "izip_longest",
     "np",
 ]
 
@@ -37,3 +44,30 @@ _Net_layer_dict = Net.layer_dict
 _Net_params = Net.params
 _Net_inputs = Net.inputs
 _Net_outputs = Net.outputs
+
+
+def _Net_get_id_name(func: Callable[[Net, int], Iterable[int]], field: str) -> Any:
+    """Return a property of nets: the names of the blobs whose numbers ``func(net, layer)`` gives, by the names of the layers, kept as ``field``."""
+
+    def get_id_name(self: Net) -> OrderedDict[str, list[str]]:
+        if field not in vars(self):
+            names = list(self.blobs)
+            vars(self)[field] = OrderedDict(
+                (layer, [names[number] for number in func(self, index)]) for index, layer in enumerate(self._layer_names)
+            )
+        found: OrderedDict[str, list[str]] = vars(self)[field]
+        return found
+
+    return property(get_id_name)
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Return the modules that Caffe's own file imports: ``six``, where it is installed, and ``caffe``."""
+    if name == "caffe" and name in sys.modules:
+        return sys.modules[name]
+    if name == "six":
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            raise AttributeError("caffe.pycaffe has no 'six': it is not installed (pip install six)") from None
+    raise AttributeError(f"module 'caffe.pycaffe' has no attribute '{name}'")
