@@ -144,12 +144,18 @@ def read(path: Path) -> str:
         return path.read_text(encoding="latin-1")
 
 
-def convert(source: str, name: str) -> ast.Module:
+def futures(tree: ast.Module) -> set[str]:
+    """Return the names that a script imports from ``__future__``."""
+    return {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__" for alias in node.names}
+
+
+def convert(source: str, name: str, *, future: Iterable[str] = ()) -> ast.Module:
     """Convert source from Python 2: statements and names by the fixers of 2to3, and ``/`` of integers, which rounds down there.
 
     Args:
         source: The text.
         name: Its file, for errors.
+        future: Names of ``__future__`` that are in force: those of a notebook's cells before this one.
 
     Returns:
         Its syntax tree, with the line numbers of the source.
@@ -161,11 +167,11 @@ def convert(source: str, name: str) -> ast.Module:
     text = _EXCEPT_APART.sub(r"\1, __exception__: \2 = __exception__.args;", text)
     text = python2_numbers.mark_longs(text, _tokenizer())
     try:
-        converted, lines = _refactor(text if text.endswith("\n") else f"{text}\n", name)
+        converted, lines = _refactor(text if text.endswith("\n") else f"{text}\n", name, print_function="print_function" in future)
         tree = ast.parse(converted, name)
     except SyntaxError as error:
         raise CaffeToolsError(f"cannot be converted from Python 2: {error.msg}", path=name, line=error.lineno or 0) from None
-    future = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__" for alias in node.names}
+    future = {*future, *futures(tree)}
     if "division" not in future:
         _Division().visit(tree)
     _Comparison(tree).visit(tree)
@@ -393,18 +399,19 @@ def _package() -> str:
 
 
 @cache
-def _tool() -> Any:
+def _tool(*, print_function: bool) -> Any:
     refactor = importlib.import_module(f"{_package()}.refactor")
-    return refactor.RefactoringTool([f"{_package()}.fixes.fix_{name}" for name in _FIXERS], {"print_function": False})
+    fixers = [f"{_package()}.fixes.fix_{name}" for name in _FIXERS if name != "print" or not print_function]
+    return refactor.RefactoringTool(fixers, {"print_function": print_function})
 
 
 def _tokenizer() -> Any:
     return importlib.import_module(f"{_package()}.pgen2.tokenize").generate_tokens
 
 
-def _refactor(source: str, name: str) -> tuple[str, list[int]]:
+def _refactor(source: str, name: str, *, print_function: bool) -> tuple[str, list[int]]:
     """Return the converted text, and for each of its lines the line of ``source`` that it comes from; none where nothing is converted."""
-    tool = _tool()
+    tool = _tool(print_function=print_function)
     try:
         tree = tool.refactor_string(source, name)
         return str(tree), _origins(tree)

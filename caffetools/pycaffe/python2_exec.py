@@ -82,6 +82,7 @@ def _compiled(convert: Convert, text: str, filename: str, mode: str, rounds: boo
 
 def _run(code: CodeType, names: dict[str, Any], local: Mapping[str, Any] | None) -> tuple[object, dict[str, Any]]:
     """Run code; return its value and, where ``local`` is another dict than ``names``, what has changed of those variables."""
+    names.setdefault("__builtins__", builtins)
     if local is None or local is names:
         return FunctionType(code, names)(), {}
     merged = {**names, **local}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
-import contextlib
+import asyncio
+import builtins
+import inspect
 import linecache
 import os
+import re
 import runpy
 import sys
 import traceback
@@ -13,12 +16,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.abc import InspectLoader
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 
 from caffetools.errors import CaffeToolsError, DataError
 from caffetools.proto.sniff import Kind, wrong_kind
 from caffetools.pycaffe import old_names, python2
-from caffetools.pycaffe.notebook import notebook_cells
+from caffetools.pycaffe.notebook import read_cells, transform_cell
+from caffetools.pycaffe.notebook_display import provided
+from caffetools.pycaffe.notebook_magics import Magics
 
 _PACKAGE = Path(__file__).parent.parent
 # Frames of these are left out of a traceback: they run the script.
@@ -39,7 +44,7 @@ class ScriptFailed(CaffeToolsError):
 def run_script(path: Path, arguments: Sequence[str] = (), *, convert_python2: bool = False) -> None:
     """Run a .py script, or the code cells of a .ipynb notebook in order, as ``__main__``.
 
-    A notebook runs in its own folder, as in Jupyter, and its magics are run; see :class:`~caffetools.pycaffe.notebook.Magics`. Names that
+    A notebook runs in its own folder, as in Jupyter, and its magics are run; see :class:`~caffetools.pycaffe.notebook_magics.Magics`. Names that
     NumPy and Python have removed since Caffe's time (``np.float``, ``time.clock``) are there; see :mod:`~caffetools.pycaffe.old_names`.
 
     Args:
@@ -91,9 +96,89 @@ def show_failure(error: BaseException) -> str:
 def _run_notebook(path: Path, convert_python2: bool) -> None:
     module = ModuleType("__main__")
     module.__file__ = str(path)
-    with contextlib.closing(notebook_cells(path, module)) as cells:
-        for name, source in cells:
-            _run_code(module, name, source, python2.convert(source, name) if convert_python2 else source)
+    cells = _Cells(module, path.name, convert_python2=convert_python2)
+    before, sys.modules["__main__"] = sys.modules["__main__"], module
+    try:
+        with provided(module, cells.magics):
+            for text in read_cells(path):
+                cells.run(text)
+    finally:
+        sys.modules["__main__"] = before
+        cells.close()
+
+
+class _Cells:
+    """Runs the cells of a notebook in a module, as IPython does: also with ``await``, and the value of a last expression is printed.
+
+    Args:
+        module: The module.
+        name: The notebook's name in tracebacks.
+        convert_python2: Convert cells, and scripts that they run, from Python 2.
+    """
+
+    def __init__(self, module: ModuleType, name: str, *, convert_python2: bool):
+        self._module, self._name, self._convert = module, name, convert_python2
+        # As exec puts it there; functions written in C that import look for it.
+        vars(module).setdefault("__builtins__", builtins)
+        self._future: set[str] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._count = 0
+        self.magics = Magics(module, self._run_script, self._run)
+
+    def run(self, text: str) -> None:
+        """Run one cell."""
+        self._count += 1
+        self.magics.begin_cell(text)
+        try:
+            last = text.rstrip().splitlines()[-1:]
+            shown = not re.search(r";\s*(#.*)?$", "".join(last))
+            self.magics.end_cell(self._run(transform_cell(text), f"{self._name}, cell {self._count}"), shown=shown)
+        finally:
+            self.magics.end_capture()
+
+    def close(self) -> None:
+        """Close the event loop of the cells that wait."""
+        if self._loop is not None:
+            self._loop.close()
+
+    def _run(self, text: str, name: str) -> object:
+        linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+        flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        if self._convert:
+            tree = python2.convert(text, name, future=self._future)
+            self._future |= python2.futures(tree)
+        else:
+            tree = compile(text, name, "exec", ast.PyCF_ONLY_AST | flags, dont_inherit=True)
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        self._wait(FunctionType(compile(tree, name, "exec", flags, dont_inherit=True), vars(self._module))())
+        if not isinstance(last, ast.Expr):
+            return None
+        code = compile(ast.Expression(last.value), name, "eval", flags, dont_inherit=True)
+        value = FunctionType(code, vars(self._module))()
+        return self._wait(value) if code.co_flags & inspect.CO_COROUTINE else value
+
+    def _wait(self, value: object) -> object:
+        """Return what a cell with ``await`` gives."""
+        if not inspect.iscoroutine(value):
+            return value
+        self._loop = self._loop or asyncio.new_event_loop()
+        return self._loop.run_until_complete(value)
+
+    def _run_script(self, path: str, names: dict[str, object] | None, run_name: str) -> dict[str, object]:
+        """Run the script or notebook of ``%run`` in a module of its own, or with the variables ``names``; return its variables."""
+        module = ModuleType(run_name)
+        vars(module).update(names or {}, __name__=run_name, __file__=path)
+        cells = _Cells(module, path, convert_python2=self._convert)
+        if path.endswith(".ipynb"):
+            for text in read_cells(Path(path)):
+                cells.run(text)
+        else:
+            before, sys.modules["__main__"] = sys.modules["__main__"], module
+            try:
+                cells._run(python2.read(Path(path)), path)
+            finally:
+                sys.modules["__main__"] = before
+        return vars(module)
 
 
 def _run_code(module: ModuleType, name: str, text: str, code: str | ast.Module) -> None:
@@ -132,10 +217,10 @@ def _shown_as_python_does(path: Path) -> Iterator[None]:
     try:
         yield
     except CaffeToolsError as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if _is_script(frame.filename, path)]
-        if not lines:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_script(frame.filename, path)]
+        if not frames:
             raise
-        placed = CaffeToolsError(f"{path}:{lines[-1]}: {error}")
+        placed = CaffeToolsError(f"{frames[-1].filename}:{frames[-1].lineno}: {error}")
         placed.exit_code = error.exit_code
         raise placed from error
     except SyntaxError as error:

@@ -13,7 +13,7 @@ import pytest
 
 from caffetools.errors import CaffeToolsError, DataError
 from caffetools.pycaffe import python2
-from caffetools.pycaffe.notebook import Magics
+from caffetools.pycaffe.notebook_magics import Magics
 from caffetools.pycaffe.script import ScriptFailed, run_script
 from tests.children import run_child
 
@@ -202,7 +202,7 @@ def test_cells_run_in_order_with_their_magics(tmp_path: Path, capfd: pytest.Capt
 def test_an_error_in_a_notebook_names_cell_and_line(tmp_path: Path) -> None:
     with pytest.raises(ScriptFailed, match=r'(?s)File "book\.ipynb, cell 2", line 3, in <module>\n    1 / x\n.*ZeroDivisionError'):
         run_script(book(tmp_path, "x = 0", "%%time\n# here\n1 / x"))
-    with pytest.raises(CaffeToolsError, match=r"book\.ipynb:2: none\.prototxt"):
+    with pytest.raises(CaffeToolsError, match=r"book\.ipynb, cell 1:2: none\.prototxt"):
         run_script(book(tmp_path, "import caffetools.pycaffe as caffe\nnet = caffe.Net('none.prototxt', caffe.TEST)"))
     with pytest.raises(python2.Python2Error, match=r"book\.ipynb, cell 1:1: .*Python 2"):
         run_script(book(tmp_path, "print 'x'"))
