@@ -254,9 +254,9 @@ class _Comparison:
                     got |= next(parts)
             for blob in blobs:
                 plain = _blob(blob, self.net)
-                singles = [sample[plain].cpu().numpy() for _, sample in samples]
+                singles = [sample[plain].detach().cpu().numpy() for _, sample in samples]
                 for source in (got, *([final] if self.values[blob] in final else [])):
-                    self._join(self._measure(blob, double[plain].numpy(), singles, source, index, batch))
+                    self._join(self._measure(blob, double[plain].detach().numpy(), singles, source, index, batch))
             for bottom in self.net.layers[index].bottoms:
                 if (read := self.read.get((index, bottom), "")) in self.inner:
                     got.pop(read, None)

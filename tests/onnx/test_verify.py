@@ -147,6 +147,13 @@ def test_infinities_of_exp_pass_with_a_note() -> None:
     assert verification.notes == ("blob 'y' is not finite on these inputs; verify on pictures (--pictures)",)
 
 
+@pytest.mark.parametrize("kind", ["Scale", "Bias"])
+def test_a_learned_blob_of_a_parameter_layer_is_compared_too(kind: str) -> None:
+    text = data("dim: 2 dim: 4 dim: 3 dim: 3") + 'layer { name: "q" type: "Parameter" top: "q" parameter_param { shape { dim: 4 } } }'
+    made = net_of(text + f'layer {{ name: "top" type: "{kind}" bottom: "data" bottom: "q" top: "top" }}')
+    assert verify(to_onnx(made).SerializeToString(), made).largest < 1e-5
+
+
 def test_a_step_that_turns_rounding_into_a_difference_is_looked_at_alone() -> None:
     made = net_of(
         data()
