@@ -44,6 +44,24 @@ def read_lists(source: str) -> tuple[list[str], NDArray[np.float32]]:
     return names, np.array([[label for _, label in entries] for entries in lists], np.float32).T.copy()
 
 
+def read_pairs(source: PathLike) -> tuple[list[str], list[str]]:
+    """Return the pictures and the maps of labels of a list of ``picture map`` lines, separated by white space as Caffe reads them.
+
+    Raises:
+        DataError: The list cannot be read, is empty, or a line has not two names; names the line.
+    """
+    pairs = []
+    for number, line in lines_of(source):
+        names = line.split()
+        if len(names) != 2:
+            _check_kind(source)
+            raise DataError("two names are expected, of a picture and of its map of labels", path=source, line=number)
+        pairs.append(names)
+    if not pairs:
+        raise DataError(f"{os.fspath(source)}: the list is empty")
+    return [picture for picture, _ in pairs], [labels for _, labels in pairs]
+
+
 def read_list(path: PathLike) -> list[tuple[str, int]]:
     """Return the (picture, label) lines of a list; see :func:`labelled_lines`."""
     return [(name, label) for _, name, label in labelled_lines(path)]

@@ -8,9 +8,9 @@ from caffetools.layers.traits import Traits
 from caffetools.proto.schema import LayerParameter
 
 
-@declare("ImageSegData", "DenseImageData")
+@declare("ImageSegData")
 class SegmentationData(Layer):
-    """Pictures with maps of labels (PSPNet, SegNet)."""
+    """Pictures with maps of labels (PSPNet)."""
 
     TRAITS = Traits(role="data", label_tops="labels")
 

@@ -1,1 +1,1 @@
-"""The layers that read data: Data, ImageData, HDF5Data, MemoryData, WindowData."""
+"""The layers that read data: Data, ImageData, DenseImageData, AnnotatedData, HDF5Data, MemoryData, WindowData."""

@@ -16,7 +16,7 @@ from caffetools.errors import DataError
 from caffetools.layers.base import Shape
 from caffetools.layers.registry import register
 from caffetools.layers.traits import Traits
-from caffetools.proto.schema import ImageDataParameter, LayerParameter
+from caffetools.proto.schema import DenseImageDataParameter, ImageDataParameter, LayerParameter
 from caffetools.util.threads import ordered_map
 
 
@@ -52,49 +52,38 @@ class ImageData(ReadingLayer):
         if bool(param.new_height) != bool(param.new_width):
             raise self.error("new_height and new_width must be given together")
         transform = self.param.transform_param
-        return ListBatches(
+        return LabelledPictures(
             param, batch_size_of(self, param.batch_size), Transformer(transform, self.phase), transform_seed(transform, seed)
         )
 
 
-class ListBatches(BatchMaker):
-    """Batches of transformed pictures; the position is the epoch and the next line."""
+class ListedPictures(BatchMaker):
+    """Batches of the pictures of a list; the position is the epoch and the next line.
 
-    def __init__(self, param: ImageDataParameter, size: int, transformer: Transformer, seed: int):
+    Args:
+        param: Settings of the layer: the list, how its pictures are read and in which order.
+        names: The pictures of the list, as it names them.
+        size: Pictures in a batch.
+        transformer: Crops, flips, mean and scale.
+        seed: As for :class:`BatchMaker`.
+
+    Raises:
+        DataError: ``rand_skip`` may skip the whole list.
+    """
+
+    def __init__(
+        self, param: ImageDataParameter | DenseImageDataParameter, names: list[str], size: int, transformer: Transformer, seed: int
+    ):
         super().__init__(seed)
-        self.names, self.labels = read_lists(param.source)
+        self.names, self.size, self.transformer, self._on_truncated = names, size, transformer, TruncatedNotes()
         self.root, self.color, self.shuffle = str(param.root_folder), bool(param.is_color), bool(param.shuffle)
         self.resized = (int(param.new_width), int(param.new_height)) if param.new_height else None
-        self.short_side = int(param.short_side)
-        self.size, self.transformer, self._on_truncated = size, transformer, TruncatedNotes()
         self._epoch, self._position = 0, 0
         self._order = self._new_order()
         if param.rand_skip:
             self._position = int(self.rng.integers(0, param.rand_skip))
             if self._position >= len(self.names):
                 raise DataError(f"{param.source}: rand_skip may skip more pictures than the list has ({len(self.names)})")
-
-    def shapes(self) -> list[Shape]:
-        picture = self._read(int(self._order[self._position % len(self.names)]))
-        return [(self.size, *self.transformer.top_shape(self.augmented_shape(picture.shape))), (self.size, *self.labels.shape[1:])]
-
-    def next(self) -> Tops:
-        indices = [self._mine() for _ in range(self.size)]
-        pictures = list(ordered_map(self._read, indices))
-        try:
-            batch = self.transformed(self.transformer, pictures)
-        except DataError as error:
-            raise DataError(f"{self._path(indices[0])} and those after it: {error}") from None
-        return batch, self.labels[indices]
-
-    def skip_batches(self, count: int) -> None:
-        transformer = self.transformer
-        drawn = transformer.mirror or transformer.resize is not None or (transformer.crop and transformer.random_crop)
-        if drawn or self.augmenter is not None:
-            super().skip_batches(count)  # what is drawn depends on the pictures
-            return
-        for _ in range(count * self.size):
-            self._mine()
 
     def position(self) -> State:
         return {"epoch": self._epoch, "position": self._position}
@@ -103,11 +92,20 @@ class ListBatches(BatchMaker):
         self._epoch, self._position = int(position["epoch"]), int(position["position"])
         self._order = self._new_order()
 
-    def _mine(self) -> int:
+    def next_index(self) -> int:
+        """Return the number of the next line that is this process's."""
         index = self._advance()
         while not self.owned_by_this_rank():
             index = self._advance()
         return index
+
+    def first_index(self) -> int:
+        """Return the number of the line that the next batch begins with."""
+        return int(self._order[self._position % len(self.names)])
+
+    def path(self, name: str) -> str:
+        """Return the path of a file of the list."""
+        return self.root + name
 
     def _advance(self) -> int:
         if self._position >= len(self.names):
@@ -119,16 +117,45 @@ class ListBatches(BatchMaker):
     def _new_order(self) -> NDArray[np.int64]:
         return self.epoch_permutation(self._epoch, len(self.names)) if self.shuffle else np.arange(len(self.names))
 
-    def _path(self, index: int) -> str:
-        return self.root + self.names[index]
+
+class LabelledPictures(ListedPictures):
+    """Batches of transformed pictures with one or several labels each."""
+
+    def __init__(self, param: ImageDataParameter, size: int, transformer: Transformer, seed: int):
+        names, self.labels = read_lists(param.source)
+        super().__init__(param, names, size, transformer, seed)
+        self.short_side = int(param.short_side)
+
+    def shapes(self) -> list[Shape]:
+        picture = self._read(self.first_index())
+        return [(self.size, *self.transformer.top_shape(self.augmented_shape(picture.shape))), (self.size, *self.labels.shape[1:])]
+
+    def next(self) -> Tops:
+        indices = [self.next_index() for _ in range(self.size)]
+        pictures = list(ordered_map(self._read, indices))
+        try:
+            batch = self.transformed(self.transformer, pictures)
+        except DataError as error:
+            raise DataError(f"{self.path(self.names[indices[0]])} and those after it: {error}") from None
+        return batch, self.labels[indices]
+
+    def skip_batches(self, count: int) -> None:
+        transformer = self.transformer
+        drawn = transformer.mirror or transformer.resize is not None or (transformer.crop and transformer.random_crop)
+        if drawn or self.augmenter is not None:
+            super().skip_batches(count)  # what is drawn depends on the pictures
+            return
+        for _ in range(count * self.size):
+            self.next_index()
 
     def _read(self, index: int) -> NDArray[np.uint8]:
+        path = self.path(self.names[index])
         if self.short_side:
-            image = read_image(self._path(index), color=self.color, on_truncated=self._on_truncated)
+            image = read_image(path, color=self.color, on_truncated=self._on_truncated)
             height, width = image.shape[:2]
             side = self.short_side
             # NVCaffe's integer division.
             image = resize(image, (side, height * side // width) if height > width else (width * side // height, side))
         else:
-            image = read_image(self._path(index), color=self.color, size=self.resized, on_truncated=self._on_truncated)
+            image = read_image(path, color=self.color, size=self.resized, on_truncated=self._on_truncated)
         return image[np.newaxis] if image.ndim == 2 else image.transpose(2, 0, 1)
