@@ -71,6 +71,7 @@ class SoftmaxWithLoss(ClassLoss):
     Labels: outer · inner of them. A second top is p itself, a third one (R-FCN's fork) the loss of each item, in the shape of the
     labels and 0 where it is ignored; neither has a gradient. As in softmax_loss_layer.cpp a probability below
     FLT_MIN counts as FLT_MIN, so an item's loss tops out at 87.3365, while its gradient stays p − 1.
+    SegNet's ``weight_by_label_freqs`` multiplies each item's loss by the ``class_weighting`` of its label; the normalizer is the same.
     """
 
     BACKWARD_READS_LABELS = frozenset({1})
@@ -85,9 +86,14 @@ class SoftmaxWithLoss(ClassLoss):
         class_axis="softmax_param.axis",
     )
     TOPS = (1, 3)
+    FORK_FIELDS = frozenset({"class_weighting", "weight_by_label_freqs"})
 
     def setup(self, bottoms: Shapes) -> Shapes:
         self.set_class_axis(self.param.softmax_param.axis, bottoms)
+        how = self.param.loss_param
+        self.weights = list(how.class_weighting) if how.weight_by_label_freqs else None
+        if self.weights is not None and len(self.weights) != self.classes:
+            raise self.error(f"class_weighting has {len(self.weights)} weights for {self.classes} classes")
         return [(), bottoms[0], bottoms[1]][: len(self.tops)]
 
     def forward(self, scores: Tensor, labels: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -97,10 +103,11 @@ class SoftmaxWithLoss(ClassLoss):
         picked = logarithms.gather(self.class_axis, index.reshape(shape))
         # Only the value is held at FLT_MIN: the gradient is that of the unbounded logarithm. The difference is exactly 0.
         picked = (picked - picked.detach()) + picked.detach().clamp(min=math.log(FLT_MIN))
-        loss = self.normalized(-picked.reshape(-1), labels, outside)
+        picked = -picked.reshape(-1) if self.weights is None else -picked.reshape(-1) * scores.new_tensor(self.weights)[index.reshape(-1)]
+        loss = self.normalized(picked, labels, outside)
         if len(self.tops) == 1:
             return loss
-        items = -picked.detach().reshape(labels.shape)
+        items = picked.detach().reshape(labels.shape)
         if self.ignore_label is not None:
             items = items.masked_fill(labels.to(torch.int64) == self.ignore_label, 0.0)
         return (loss, logarithms.detach().exp(), items)[: len(self.tops)]
@@ -115,6 +122,7 @@ class SoftmaxWithLoss(ClassLoss):
         index, outside = as_index(self, labels, self.classes, ignore=self.ignore_label)
         with torch.enable_grad():
             picked = torch.zeros(labels.numel(), requires_grad=True, device=labels.device)
-            (share,) = torch.autograd.grad(self.normalized(picked, labels, outside), picked, gradients[0].reshape(()))
+            weighted = picked if self.weights is None else picked * scores.new_tensor(self.weights)[index.reshape(-1)]
+            (share,) = torch.autograd.grad(self.normalized(weighted, labels, outside), picked, gradients[0].reshape(()))
         shape = [1 if i == self.class_axis else n for i, n in enumerate(scores.shape)]
         return [torch.zeros_like(scores).scatter_(self.class_axis, index.reshape(shape), -share.reshape(shape)), torch.zeros_like(labels)]

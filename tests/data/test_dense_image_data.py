@@ -133,3 +133,13 @@ def test_a_net_learns_the_maps_and_resumes_on_the_same_bits(folder: Path) -> Non
     assert Path("part_iter_40.caffemodel").read_bytes() == Path("whole_iter_40.caffemodel").read_bytes()
     deployed = deploy_from(parse(text, NetParameter))
     assert [tuple(shape.dim) for shape in deployed.layer[0].input_param.shape] == [(1, 3, 8, 8)]
+
+
+def test_a_deploy_net_takes_the_size_of_the_first_picture(folder: Path) -> None:
+    score = 'layer { name: "score" type: "Convolution" bottom: "data" top: "score" convolution_param { num_output: 4 kernel_size: 1 } }\n'
+    loss = 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "score" bottom: "label" top: "loss" }\n'
+    Path("labels.txt").write_text("0.png 1\n")
+    images = 'layer { name: "data" type: "ImageData" top: "data" top: "label" image_data_param { source: "labels.txt" batch_size: 2 } }\n'
+    for data in (prototxt(), images):
+        deployed = deploy_from(parse(data + score + loss, NetParameter))
+        assert [tuple(shape.dim) for shape in deployed.layer[0].input_param.shape] == [(1, 3, HEIGHT, WIDTH)]

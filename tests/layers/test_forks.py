@@ -292,6 +292,29 @@ def test_dropout_of_rfcn_may_scale_in_test_rather_than_in_training() -> None:
     assert set(y.unique().tolist()) == {0.0, 1.0} and y.mean().item() == pytest.approx(0.75, abs=0.03)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_segnet_weights_the_loss_by_class(normalize: bool) -> None:
+    weights = np.array([1.0, 2.0, 0.5])
+    labels = np.array([[[0, 2], [1, 9]], [[2, 2], [0, 1]]], float)[:, np.newaxis]
+
+    def loss(scores: Array, _: Array) -> Array:
+        scores, given = scores.transpose(0, 2, 3, 1).reshape(-1, 3), labels.reshape(-1).astype(int)
+        kept = given != 9
+        logarithms = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+        items = -(logarithms[kept, given[kept]] * weights[given[kept]])
+        return items.sum() / (kept.sum() if normalize else len(labels))
+
+    text = 'type: "SoftmaxWithLoss" loss_param { weight_by_label_freqs: true class_weighting: 1 class_weighting: 2 class_weighting: 0.5 '
+    text += f"ignore_label: 9 normalize: {str(normalize).lower()} }}"
+    agree(text, loss, numbers(2, 3, 2, 2), labels)
+    layer = one_layer(text, (2, 3, 2, 2), (2, 1, 2, 2))
+    scores, given = torch.zeros(2, 3, 2, 2), torch.tensor(labels)
+    expected = math.log(3) * weights[[0, 2, 1, 2, 2, 0, 1]].sum() / (7 if normalize else 2)
+    assert layer(scores, given).item() == pytest.approx(expected)
+    with pytest.raises(NetError, match="class_weighting has 3 weights for 4 classes"):
+        one_layer(text, (2, 4, 2, 2), (2, 1, 2, 2))
+
+
 def test_dropout_of_bayesian_segnet_samples_in_test_too() -> None:
     torch.manual_seed(1)
     layer = one_layer('type: "Dropout" dropout_param { dropout_ratio: 0.25 sample_weights_test: true }', (100, 100))

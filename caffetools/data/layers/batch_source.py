@@ -284,7 +284,11 @@ class ReadingLayer(Layer):
         """Return the shapes of one item as the first batch has them. Raises :class:`CaffeToolsError` where that cannot be read."""
         if not cls.source_exists(param):
             return None
-        layer = cls(param)
+        whole = type(param)()
+        whole.CopyFrom(param)
+        # A deploy net has lost the labels.
+        whole.top.extend(f"{param.name}/{number}" for number in range(len(param.top), cls.TOPS[0]))
+        layer = cls(whole)
         try:
             return [shape[1:] for shape in layer.configure([])]
         finally:
