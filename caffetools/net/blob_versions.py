@@ -97,7 +97,7 @@ class Step:
         inplace_ok: Whether it may overwrite its bottom's memory where no backward pass follows.
         inputs: The bottoms of the last forward pass as leaves of the layer's own autograd graph; None without one.
         tops: The tops of that pass.
-        updates: How often each parameter had been changed in place by then.
+        updates: How often each parameter had been changed in place by then, and where it lay.
         refused: The gradient that is asked for though the layer has none; None of most.
         ran: Whether there was a forward pass yet, with a graph or without.
     """
@@ -113,7 +113,7 @@ class Step:
     inplace_ok: bool = False
     inputs: list[Tensor] | None = None
     tops: tuple[Tensor, ...] = ()
-    updates: list[int] = field(default_factory=list)
+    updates: list[tuple[int, int]] = field(default_factory=list)
     refused: Refusal | None = None
     ran: bool = False
 
@@ -125,13 +125,17 @@ class Step:
     def record(self, inputs: list[Tensor], tops: tuple[Tensor, ...]) -> None:
         """Keep the leaves and the tops of a forward pass for going back."""
         self.inputs, self.tops = inputs, tops
-        self.updates = [blob._version for blob in self.layer.blobs]
+        self.updates = self._state_of_parameters()
 
     def is_outdated(self, blobs: Mapping[str, BlobStorage]) -> bool:
-        """Return whether a bottom, of ``blobs`` by name, has another shape than in the recorded pass, or the parameters were updated since."""
-        if self.updates != [blob._version for blob in self.layer.blobs]:
+        """Return whether a bottom, of ``blobs`` by name, has another shape than in the recorded pass, or the parameters were updated or replaced since."""
+        if self.updates != self._state_of_parameters():
             return True
         return any(blobs[name].shape != tuple(leaf.shape) for name, leaf in zip(self.layer.bottoms, self.inputs or (), strict=False))
+
+    def _state_of_parameters(self) -> list[tuple[int, int]]:
+        # Other values may be written in place, or lie elsewhere: share_with puts another net's in their place.
+        return [(blob._version, blob.data_ptr()) for blob in self.layer.blobs]
 
     def top_changed(self, blobs: Mapping[str, BlobStorage]) -> bool:
         """Return whether the top (or a bottom, of a layer that reads it too) holds other values than those of the recorded forward pass."""

@@ -69,6 +69,26 @@ def test_diffs_can_be_saved_too(simple: Net, tmp_path: Path) -> None:
         np.testing.assert_array_equal(file["data/ip/1"], simple.params["ip"][1].data)
 
 
+def test_a_backward_pass_uses_weights_that_were_shared_after_the_forward_pass(simple: Net, write: Write, tmp_path: Path) -> None:
+    shared, edited = (Net(write(f"{number}.prototxt", SIMPLE), TRAIN) for number in range(2))
+    shared.forward()
+    shared.save(str(tmp_path / "w.caffemodel"))
+    edited.copy_from(str(tmp_path / "w.caffemodel"))
+    for name in ("data", "label"):
+        edited.blobs[name].data[...] = shared.blobs[name].data
+    edited.forward(start="conv")
+    shared.share_with(simple)
+    for name, blobs in simple.params.items():
+        for blob, other in zip(edited.params[name], blobs, strict=True):
+            blob.data[...] = other.data
+    for net in (shared, edited):
+        net.backward()
+    for name, blobs in shared.params.items():
+        for blob, other in zip(edited.params[name], blobs, strict=True):
+            assert np.abs(other.diff).max() > 0
+            np.testing.assert_allclose(blob.diff, other.diff, rtol=1e-5, atol=1e-6)
+
+
 def test_nets_can_share_weights_and_keep_their_own_diffs(simple: Net, write: Write) -> None:
     other = Net(write("other.prototxt", SIMPLE), TRAIN)
     other.share_with(simple)
