@@ -21,7 +21,7 @@ from caffetools.errors import DataError
 from caffetools.events import EventSink, Progress, Warned, ignore
 from caffetools.onnx.model import OnnxModel
 from caffetools.quant.histograms import BINS, ValueRange
-from caffetools.util.files import atomic_write
+from caffetools.util.files import atomic_write, unfinished
 
 PathLike = str | os.PathLike[str]
 
@@ -112,6 +112,14 @@ class Ranges:
 def state_path(out: PathLike) -> Path:
     """Return the file, next to the model to be written, that holds the calibration until the model is there."""
     return Path(out).with_name(f".{Path(out).name}.calibration.npz")
+
+
+def remove_state(out: PathLike) -> None:
+    """Remove the calibration that is kept next to a model, and what a killed run had half written of it."""
+    state = state_path(out)
+    state.unlink(missing_ok=True)
+    for path in unfinished(state):
+        path.unlink(missing_ok=True)
 
 
 def calibrate(

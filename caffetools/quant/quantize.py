@@ -21,7 +21,7 @@ from caffetools.layers.softmax import Softmax
 from caffetools.net.net import Net
 from caffetools.onnx.export import DEFAULT_OPSET, build
 from caffetools.onnx.model import OnnxModel
-from caffetools.quant.calibration import Images, LabelledImages, Ranges, calibrate, state_path
+from caffetools.quant.calibration import Images, LabelledImages, Ranges, calibrate, remove_state, state_path
 from caffetools.quant.fake import Bounds
 from caffetools.quant.histograms import METHODS, Method
 from caffetools.quant.models import layer_inputs, to_fp16, to_int8, trained_ranges
@@ -217,14 +217,14 @@ class _Work:
             done = self._run(properties)
         except (CaffeToolsError, OSError) as error:
             if not isinstance(error, Cancelled) and self.thresholds:
-                state_path(self.path).unlink(missing_ok=True)
+                remove_state(self.path)
             raise
         except KeyboardInterrupt:
             if state_path(self.path).exists():
                 message = "what was counted is kept; the same command with --resume continues"
                 self.events(Warned(task="calibrate", message=message))
             raise
-        state_path(self.path).unlink(missing_ok=True)
+        remove_state(self.path)
         return done
 
     def _run(self, properties: dict[str, str]) -> Quantization:

@@ -64,6 +64,17 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
             remove_empty(made)
 
 
+def unfinished(path: str | os.PathLike[str]) -> list[Path]:
+    """Return what killed processes left of ``path`` in its folder, half written by :func:`atomic_write`; another may be writing one."""
+    target = Path(path)
+    begin = f".{target.name[:_LONGEST_NAME]}."
+    return [
+        each
+        for each in target.parent.glob(".*.part")
+        if each.name.startswith(begin) and len(each.name) == len(begin) + len("01234567.part")
+    ]
+
+
 @contextlib.contextmanager
 def atomic_files() -> Iterator[Callable[[str | os.PathLike[str], bytes | Callable[[IO[bytes]], object]], None]]:
     """Yield a function that writes a file, whose files get their names together when the block ends; none does after an error.
