@@ -68,11 +68,11 @@ class Settings:
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        path = folder / "preprocessing.json"
+        self.folder, path = folder, folder / "preprocessing.json"
         try:
             self._read(json.loads(path.read_text(encoding="utf-8")))
-            self.labels = (folder / "labels.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            names = (folder / "labels.txt").read_text(encoding="utf-8")
+            self.labels = names[: -1 if names.endswith("\n") else None].split("\n")
         except OSError as error:
             raise BundleError(f"{error.filename or path}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:

@@ -225,11 +225,11 @@ def _torch_format(to: str) -> TorchFormat:
 
 
 def _to_torch(deploy: Path, weights: Path, out: Path, how: ExportOptions, to: str, converter: _Converter | None, *, as_json: bool) -> None:
-    from caffetools.infer.export import build_deployed, free_axes
+    from caffetools.infer.export import build_part, free_axes
     from caffetools.infer.torch_export import export_torch, torch_files
 
     kind = _torch_format(to)
-    net = build_deployed(deploy, weights, how)
+    net = build_part(deploy, how)
     axes, limit = free_axes(net, how)
     difference = export_torch(deploy, weights, out, kind, replace(how, dynamic_axes=axes))
     if limit:

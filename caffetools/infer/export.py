@@ -173,6 +173,17 @@ def _known_preprocessing(net: Net, deploy: PathLike, how: ExportOptions) -> Prep
 
 def build_deployed(deploy: PathLike, weights: PathLike, how: ExportOptions) -> Net:
     """Build the part of a deploy net that ``how`` asks for, with its weights. Raises :class:`CaffeToolsError` where that fails."""
+    net = build_part(deploy, how)
+    for parameter in net.parameters():
+        # In the order in which they are written, so that the file is written from them and not from copies; all are read.
+        parameter.data = parameter.data.new_empty(parameter.shape)
+    return_freed_memory()
+    load_all_weights(net, deploy, weights)
+    return net
+
+
+def build_part(deploy: PathLike, how: ExportOptions) -> Net:
+    """Build the part of a deploy net that ``how`` asks for, its parameters not filled. Raises :class:`CaffeToolsError` where that fails."""
     param = filter_net(upgrade_net(read_net(deploy)), make_state(TEST))
     # Before the net is built: building opens what data layers read.
     if any(is_data_layer(layer) for layer in param.layer):
@@ -194,11 +205,6 @@ def build_deployed(deploy: PathLike, weights: PathLike, how: ExportOptions) -> N
             if how.batch < 1:
                 raise ExportError(f"batch size {how.batch} is not possible; give 1 or more, or dynamic")
             net.reshape({blob: (how.batch, *net.blob_shapes[blob][1:]) for blob in net.inputs})
-    for parameter in net.parameters():
-        # In the order in which they are written, so that the file is written from them and not from copies; all are read.
-        parameter.data = parameter.data.new_empty(parameter.shape)
-    return_freed_memory()
-    load_all_weights(net, deploy, weights)
     return net
 
 

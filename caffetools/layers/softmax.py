@@ -103,7 +103,7 @@ class SoftmaxWithLoss(ClassLoss):
         picked = logarithms.gather(self.class_axis, index.reshape(shape))
         # Only the value is held at FLT_MIN: the gradient is that of the unbounded logarithm. The difference is exactly 0.
         picked = (picked - picked.detach()) + picked.detach().clamp(min=math.log(FLT_MIN))
-        picked = -picked.reshape(-1) if self.weights is None else -picked.reshape(-1) * scores.new_tensor(self.weights)[index.reshape(-1)]
+        picked = self._weighted(-picked.reshape(-1), index)
         loss = self.normalized(picked, labels, outside)
         if len(self.tops) == 1:
             return loss
@@ -111,6 +111,10 @@ class SoftmaxWithLoss(ClassLoss):
         if self.ignore_label is not None:
             items = items.masked_fill(labels.to(torch.int64) == self.ignore_label, 0.0)
         return (loss, logarithms.detach().exp(), items)[: len(self.tops)]
+
+    def _weighted(self, losses: Tensor, index: Tensor) -> Tensor:
+        """Return the loss of each item times the weight of its class."""
+        return losses if self.weights is None else losses * losses.new_tensor(self.weights)[index.reshape(-1)]
 
     def gradients_from_blobs(
         self, recorded: Sequence[Tensor] | None, bottoms: Sequence[Tensor], tops: Sequence[Tensor], gradients: Sequence[Tensor]
@@ -122,7 +126,7 @@ class SoftmaxWithLoss(ClassLoss):
         index, outside = as_index(self, labels, self.classes, ignore=self.ignore_label)
         with torch.enable_grad():
             picked = torch.zeros(labels.numel(), requires_grad=True, device=labels.device)
-            weighted = picked if self.weights is None else picked * scores.new_tensor(self.weights)[index.reshape(-1)]
-            (share,) = torch.autograd.grad(self.normalized(weighted, labels, outside), picked, gradients[0].reshape(()))
+            loss = self.normalized(self._weighted(picked, index), labels, outside)
+            (share,) = torch.autograd.grad(loss, picked, gradients[0].reshape(()))
         shape = [1 if i == self.class_axis else n for i, n in enumerate(scores.shape)]
         return [torch.zeros_like(scores).scatter_(self.class_axis, index.reshape(shape), -share.reshape(shape)), torch.zeros_like(labels)]

@@ -41,6 +41,7 @@ _TOOLBOX = {
     "deconv_from_layer": "caffetools.visualize.deconvnet computes it",
     "deconv": "caffetools.visualize.deconvnet computes it",
 }
+_ABSENT = {"it was removed from Caffe's nets": _FORMER, "it belongs to a fork": _TOOLBOX}
 
 
 class Net:
@@ -110,8 +111,7 @@ class Net:
 
     def __getattr__(self, name: str) -> Any:
         """Say for members that Caffe's nets had once what took their places."""
-        reason = f"; it was removed from Caffe's nets: {_FORMER[name]}" if name in _FORMER else ""
-        reason = f"; it belongs to a fork: {_TOOLBOX[name]}" if name in _TOOLBOX else reason
+        reason = next((f"; {why}: {names[name]}" for why, names in _ABSENT.items() if name in names), "")
         raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'{reason}")
 
     # ---- what it consists of ----

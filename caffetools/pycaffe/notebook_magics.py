@@ -31,7 +31,7 @@ _IGNORED = (
     *("aimport", "alias", "autoawait", "autocall", "automagic", "autoreload", "bookmark", "colors", "config", "gui", "hist", "history"),
     *("load", "load_ext", "loadpy", "logoff", "logon", "logstart", "logstate", "logstop", "lsmagic", "magic", "matplotlib", "more", "pdb"),
     *("pinfo", "pinfo2", "pdoc", "precision", "pycat", "qtconsole", "quickref", "reload_ext", "tb", "unload_ext", "xmode", "warn", "page"),
-    *("debug", "doctest_mode", "notebook", "psource", "pfile", "pylab", "env", "set_env", "less", "man", "connect_info", "edit", "dhist"),
+    *("debug", "doctest_mode", "notebook", "psource", "pfile", "pylab", "less", "man", "connect_info", "edit", "dhist"),
 )
 _COMMANDS = ("ls", "ll", "mkdir", "rmdir", "cp", "mv", "rm", "cat", "pip", "conda")
 _PROGRAMS = ("bash", "sh", "script", "cmd", "python", "python2", "python3", "pypy", "perl", "ruby")
@@ -128,10 +128,7 @@ class Magics:
         """Run ``%name line``. Raises :class:`DataError` for a magic that needs IPython where it is not installed."""
         method = getattr(self, f"_magic_{name}", None)
         if method is None and name not in (*_COMMANDS, *_IGNORED):
-            shell = _ipython(self._module)
-            if shell is None:
-                raise DataError(f"the notebook's magic %{name} needs IPython, which is not installed (pip install ipython)")
-            return shell.run_line_magic(name, line)
+            return _ipython(self._module, f"%{name}").run_line_magic(name, line)
         if name != "timeit":
             line = self._expanded(line)
         if method is not None:
@@ -165,10 +162,7 @@ class Magics:
         elif name in ("system", "sx", "!"):
             return self.getoutput(body)
         elif name not in _DISPLAY:
-            shell = _ipython(self._module)
-            if shell is None:
-                raise DataError(f"the notebook's magic %%{name} needs IPython, which is not installed (pip install ipython)")
-            return shell.run_cell_magic(name, line, body)
+            return _ipython(self._module, f"%%{name}").run_cell_magic(name, line, body)
         return None
 
     def magic(self, text: str) -> Any:
@@ -353,10 +347,10 @@ def _run_path(path: str, names: dict[str, Any] | None, run_name: str) -> dict[st
     return runpy.run_path(path, names, run_name)
 
 
-def _ipython(module: ModuleType) -> Any:
-    """Return IPython's shell over ``module``; None where IPython is not installed."""
+def _ipython(module: ModuleType, magic: str) -> Any:
+    """Return IPython's shell over ``module``, for a magic. Raises :class:`DataError` where IPython is not installed."""
     try:
         shell = importlib.import_module("IPython.core.interactiveshell").InteractiveShell
     except ImportError:
-        return None
+        raise DataError(f"the notebook's magic {magic} needs IPython, which is not installed (pip install ipython)") from None
     return shell.instance(user_module=module, user_ns=module.__dict__)

@@ -73,7 +73,13 @@ def test_a_bundle_checks_itself_without_caffetools(copy: Path, detectors: dict[s
 @pytest.mark.parametrize("script", [standalone, standalone_check])
 def test_the_scripts_are_written_for_python_3_6(script: ModuleType) -> None:
     source = Path(str(script.__file__)).read_text(encoding="utf-8")
-    ast.parse(source, feature_version=(3, 6))
+    tree = ast.parse(source, feature_version=(3, 6))
+    # Methods and options that came later.
+    later = {"removesuffix", "removeprefix", "isascii", "missing_ok", "capture_output", "dirs_exist_ok", "is_relative_to"}
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} | {
+        node.arg for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg
+    }
+    assert not used & later
     assert "import caffetools" not in source and "from caffetools" not in source
 
 

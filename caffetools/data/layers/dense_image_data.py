@@ -87,12 +87,9 @@ class MappedPictures(ListedPictures):
         except (DataError, ValueError) as error:
             raise DataError(f"{self.path(self.names[indices[0]])} and those after it: {error}") from None
 
-    def skip_batches(self, count: int) -> None:
-        if self.mirror or self.crop:
-            super().skip_batches(count)  # what is drawn depends on the pictures
-            return
-        for _ in range(count * self.size):
-            self.next_index()
+    @property
+    def draws(self) -> bool:
+        return self.mirror or self.crop is not None
 
     def _changed(self, picture: Picture, labels: Picture, index: int) -> tuple[Picture, Picture]:
         """Mirror and crop a picture (C, H, W) and its map (H, W) alike."""

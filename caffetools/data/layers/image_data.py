@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -92,6 +94,18 @@ class ListedPictures(BatchMaker):
         self._epoch, self._position = int(position["epoch"]), int(position["position"])
         self._order = self._new_order()
 
+    @property
+    @abstractmethod
+    def draws(self) -> bool:
+        """Whether what is drawn at random depends on the pictures."""
+
+    def skip_batches(self, count: int) -> None:
+        if self.draws:
+            super().skip_batches(count)
+            return
+        for _ in range(count * self.size):
+            self.next_index()
+
     def next_index(self) -> int:
         """Return the number of the next line that is this process's."""
         index = self._advance()
@@ -139,14 +153,11 @@ class LabelledPictures(ListedPictures):
             raise DataError(f"{self.path(self.names[indices[0]])} and those after it: {error}") from None
         return batch, self.labels[indices]
 
-    def skip_batches(self, count: int) -> None:
+    @property
+    def draws(self) -> bool:
         transformer = self.transformer
         drawn = transformer.mirror or transformer.resize is not None or (transformer.crop and transformer.random_crop)
-        if drawn or self.augmenter is not None:
-            super().skip_batches(count)  # what is drawn depends on the pictures
-            return
-        for _ in range(count * self.size):
-            self.next_index()
+        return bool(drawn) or self.augmenter is not None
 
     def _read(self, index: int) -> NDArray[np.uint8]:
         path = self.path(self.names[index])
